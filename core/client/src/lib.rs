@@ -1,0 +1,1 @@
+//! An async Keyless SSL client, and a rustls signing key that lives elsewhere.

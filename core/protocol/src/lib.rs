@@ -1,0 +1,1 @@
+//! The Keyless SSL wire protocol: bytes to requests and back.

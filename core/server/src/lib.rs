@@ -1,0 +1,1 @@
+//! A key server: TLS private keys stay in the hardware that guards them.

@@ -1,0 +1,47 @@
+//! The contract between the Keystead host and a key plugin.
+//!
+//! A plugin is a backend for private keys: files, an HSM, a cloud service. Its author implements [`Backend`] and
+//! exports it:
+//!
+//! ```ignore
+//! struct Vault { /* … */ }
+//! impl keystead_plugin_api::Backend for Vault { /* … */ }
+//! keystead_plugin_api::export_backend!(Vault);
+//! ```
+//!
+//! The library is built as a `cdylib` named `libkeystead_plugin_NAME.so` and put into a plugin directory; the
+//! operator's YAML names it. What crosses the boundary is one C table, [`abi::BackendTable`]: raw pointers, lengths
+//! and integers. The modules, in reading order:
+//!
+//! - [`backend`]: the trait, and all that a plugin gives to and gets from the host;
+//! - [`algorithm`]: the open registry of algorithms;
+//! - [`error`]: what went wrong, by class, with the vendor's own code;
+//! - [`abi`]: the C table and its rules, for the host and for plugins that aren't in Rust;
+//! - [`kit`]: the trampolines between the two, panic containment and log forwarding;
+//! - [`conformance`]: the cases every plugin passes (feature `conformance`).
+//!
+//! # A life
+//!
+//! Loading does nothing: no thread, no I/O. The host calls `describe`, then `open` once for every store; `keys` lists
+//! what a store holds; `sign` and `decrypt` come on *lanes*, and calls on one lane never overlap; `health` comes every
+//! 30 s on a lane of its own; `close` ends a store and may come while calls still hang. Nothing is ever unloaded.
+//!
+//! # Status
+//!
+//! The contract is a draft ([`abi::DRAFT`]): host and plugin must have been built for the same draft number.
+
+pub mod abi;
+pub mod algorithm;
+pub mod backend;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+pub mod error;
+mod forward;
+pub mod kit;
+
+pub use algorithm::{Algorithm, Input};
+pub use backend::{
+    Backend, Call, CallClass, Credentials, Description, Finding, Health, Host, Isolation, Key, Lane, Listing,
+    Output, Secret, Severity,
+};
+pub use error::{Code, Error, Vendor};

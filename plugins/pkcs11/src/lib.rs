@@ -1,0 +1,1 @@
+//! Private keys in hardware security modules, by PKCS#11.
