@@ -20,8 +20,11 @@
 use std::ffi::c_void;
 
 use abi_stable::{
-    StableAbi, declare_root_module_statics, library::RootModule, package_version_strings, sabi_types::VersionStrings,
+    StableAbi, declare_root_module_statics, library::RootModule, package_version_strings,
+    sabi_types::VersionStrings,
 };
+
+use crate::Error;
 
 /// The draft of this contract. Host and plugin must agree on it exactly until 1.0 is frozen.
 pub const DRAFT: u32 = 1;
@@ -244,7 +247,8 @@ pub struct BackendTable {
     /// What the plugin is.
     pub describe: unsafe extern "C" fn() -> *const DescriptionTable,
     /// Opens a store and sets `store`. `host` lives until the process ends.
-    pub open: unsafe extern "C" fn(host: *const HostTable, store: *mut *mut c_void, report: *mut Report) -> u32,
+    pub open:
+        unsafe extern "C" fn(host: *const HostTable, store: *mut *mut c_void, report: *mut Report) -> u32,
     /// Closes a store, within `grace` nanoseconds; no call starts after it, but some may still hang in it.
     pub close: unsafe extern "C" fn(store: *mut c_void, grace: u64, report: *mut Report) -> u32,
     /// One page of the keys. Cursor 0 takes a new, consistent listing; other cursors come from the page before.
@@ -255,10 +259,26 @@ pub struct BackendTable {
         page: *mut KeyPage,
         report: *mut Report,
     ) -> u32,
-    /// Signs.
-    pub sign: CallFn,
-    /// Decrypts.
-    pub decrypt: CallFn,
+    /// Signs `input` with a key by an algorithm of the registry, into the host's buffer.
+    pub sign: unsafe extern "C" fn(
+        store: *mut c_void,
+        context: *const Context,
+        key: Bytes,
+        algorithm: u32,
+        input: Bytes,
+        out: *mut Buffer,
+        report: *mut Report,
+    ) -> u32,
+    /// Decrypts likewise.
+    pub decrypt: unsafe extern "C" fn(
+        store: *mut c_void,
+        context: *const Context,
+        key: Bytes,
+        algorithm: u32,
+        input: Bytes,
+        out: *mut Buffer,
+        report: *mut Report,
+    ) -> u32,
     /// Called every 30 s on a lane of its own; the place for keep-alives.
     pub health: unsafe extern "C" fn(
         store: *mut c_void,
@@ -269,17 +289,6 @@ pub struct BackendTable {
     /// A further interface of the plugin by name, or NULL.
     pub extension: unsafe extern "C" fn(name: Bytes) -> *const c_void,
 }
-
-/// The shape of `sign` and `decrypt`: key id, number of the algorithm, input, and the host's buffer for the result.
-pub type CallFn = unsafe extern "C" fn(
-    store: *mut c_void,
-    context: *const Context,
-    key: Bytes,
-    algorithm: u32,
-    input: Bytes,
-    out: *mut Buffer,
-    report: *mut Report,
-) -> u32;
 
 /// The root of a Rust plugin: its layout is checked when the library is loaded, before the table is used.
 #[repr(C)]
@@ -298,8 +307,6 @@ impl RootModule for RootRef {
     const NAME: &'static str = "keystead_plugin";
     const VERSION_STRINGS: VersionStrings = package_version_strings!();
 }
-
-
 
 /// The size of a struct, as its `size` member has it.
 #[must_use]
@@ -357,4 +364,41 @@ impl Buffer {
         }
         true
     }
+
+    /// The whole buffer, to be written.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` points to `capacity` bytes that are initialised, writable and not otherwise borrowed for `'a`.
+    pub unsafe fn as_mut_slice<'a>(&mut self) -> &'a mut [u8] {
+        if self.capacity == 0 {
+            return &mut [];
+        }
+        // SAFETY: the caller promises `capacity` exclusive bytes at `ptr`.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr, self.capacity) }
+    }
+}
+
+impl Report {
+    /// Writes an error down; text that doesn't fit is cut at a character's edge.
+    ///
+    /// # Safety
+    ///
+    /// Both buffers are as [`Buffer::fill`] demands.
+    pub unsafe fn fill(&mut self, error: &Error) {
+        let after = error.retry_after.map_or(0, |after| after.as_millis());
+        self.retry_after_ms = u64::try_from(after).unwrap_or(u64::MAX);
+        // SAFETY: promised by the caller for both buffers.
+        unsafe {
+            self.message.fill(cut(&error.message, self.message.capacity).as_bytes());
+            if let Some(vendor) = &error.vendor {
+                self.vendor_code = vendor.number;
+                self.vendor_name.fill(cut(&vendor.name, self.vendor_name.capacity).as_bytes());
+            }
+        }
+    }
+}
+
+fn cut(text: &str, max: usize) -> &str {
+    text.get(..text.floor_char_boundary(max)).unwrap_or(text)
 }

@@ -1,0 +1,513 @@
+//! The trampolines between the C table and the author's [`Backend`]: the only unsafe code a Rust plugin has.
+//!
+//! Every entry point catches panics, turns errors into codes and reports, and notes for the time of the call which
+//! store and request the thread works for, so that `tracing` events reach the host with both.
+
+use std::{
+    any::Any,
+    ffi::c_void,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+#[doc(hidden)]
+pub use abi_stable::library::LibHeader;
+use abi_stable::{
+    library::{CheckTypeLayout, RootModuleResult},
+    prefix_type::PrefixTypeTrait,
+};
+use zeroize::Zeroizing;
+
+use crate::{
+    Algorithm, Backend, Call, CallClass, Code, Description, Error, Health, Isolation, Lane, Listing, Output,
+    Secret, Severity,
+    abi::{
+        BackendTable, Buffer, Bytes, CREDENTIALS_EXTENSION, Context, CredentialsTable, DRAFT,
+        DescriptionTable, FindingEntry, HealthReport, HostTable, KeyEntry, KeyPage, LANE_HOUSEKEEPING,
+        LANE_INLINE, Report, Root, RootRef, struct_size,
+    },
+    algorithm::Operation,
+    forward,
+};
+
+/// Exports a [`Backend`] as a plugin library. Once per crate, which is a `cdylib`.
+#[macro_export]
+macro_rules! export_backend {
+    ($backend:ty) => {
+        $crate::export_table!($crate::kit::table::<$backend>());
+    };
+}
+
+/// Exports a table that was made by other means than [`export_backend!`](crate::export_backend).
+#[macro_export]
+macro_rules! export_table {
+    ($table:expr) => {
+        const _: () = {
+            struct Exported;
+
+            impl $crate::kit::Export for Exported {
+                const TABLE: &'static $crate::abi::BackendTable = &$table;
+            }
+
+            // The name under which abi_stable looks for the header of a library.
+            #[unsafe(export_name = "_1as_0lib_1header_0root_bmodule_bloader")]
+            static HEADER: $crate::kit::LibHeader = $crate::kit::header::<Exported>();
+        };
+    };
+}
+
+/// What [`export_table!`](crate::export_table) exports.
+#[doc(hidden)]
+pub trait Export: 'static {
+    /// The table.
+    const TABLE: &'static BackendTable;
+}
+
+/// The header that abi_stable checks before anything of the library is used.
+#[doc(hidden)]
+#[must_use]
+pub const fn header<E: Export>() -> LibHeader {
+    // SAFETY: `constructor` answers with an erased `RootRef`, and with nothing else.
+    unsafe { LibHeader::from_constructor::<RootRef>(constructor::<E>, CheckTypeLayout::Yes) }
+}
+
+extern "C" fn constructor<E: Export>() -> RootModuleResult {
+    fn root<E: Export>() -> RootRef {
+        forward::catch_panics();
+        Root { backend: E::TABLE }.leak_into_prefix()
+    }
+    abi_stable::library::__call_root_module_loader(root::<E>)
+}
+
+/// The table of a backend.
+#[must_use]
+pub const fn table<B: Backend>() -> BackendTable {
+    BackendTable {
+        size: struct_size::<BackendTable>(),
+        draft: DRAFT,
+        describe: describe::<B>,
+        open: open::<B>,
+        close: close::<B>,
+        keys: keys::<B>,
+        sign: sign::<B>,
+        decrypt: decrypt::<B>,
+        health: health::<B>,
+        extension,
+    }
+}
+
+/// How many keys, and how many findings, one page holds.
+const PAGE: usize = 256;
+
+struct Store<B> {
+    backend: B,
+    host: Host,
+    listing: Mutex<Option<Snapshot>>,
+}
+
+unsafe extern "C" fn describe<B: Backend>() -> *const DescriptionTable {
+    trait Described {
+        const TABLE: DescriptionTable;
+    }
+    impl<B: Backend> Described for B {
+        const TABLE: DescriptionTable = description(&B::DESCRIPTION);
+    }
+    std::ptr::from_ref(const { &Static(<B as Described>::TABLE) }).cast()
+}
+
+/// A table that holds pointers to statics only, and may so be shared.
+#[repr(transparent)]
+struct Static(DescriptionTable);
+
+// SAFETY: `description` fills the table with pointers to `'static` text that nobody writes to.
+unsafe impl Sync for Static {}
+
+const fn description(description: &Description) -> DescriptionTable {
+    DescriptionTable {
+        size: struct_size::<DescriptionTable>(),
+        isolation: match description.isolation {
+            Isolation::Inline => 0,
+            Isolation::Process => 1,
+        },
+        lanes_max: match description.lanes_max {
+            Some(lanes) => lanes,
+            None => 0,
+        },
+        name: Bytes::new(description.name.as_bytes()),
+        version: Bytes::new(description.version.as_bytes()),
+        vendor: Bytes::new(description.vendor.as_bytes()),
+        schema: Bytes::new(description.schema.as_bytes()),
+    }
+}
+
+unsafe extern "C" fn open<B: Backend>(
+    host: *const HostTable,
+    store: *mut *mut c_void,
+    report: *mut Report,
+) -> u32 {
+    let host = Host { table: host };
+    forward::install(host);
+    // SAFETY: the host passes a report of its own that lives through the call.
+    let report = unsafe { report.as_mut() };
+    contain(host, Bytes::EMPTY, report, || {
+        let opened = Store { backend: B::open(host)?, host, listing: Mutex::new(None) };
+        // SAFETY: the host passes a place for the store that lives through the call.
+        unsafe { *store = Arc::into_raw(Arc::new(opened)).cast_mut().cast() };
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn close<B: Backend>(store: *mut c_void, grace: u64, report: *mut Report) -> u32 {
+    // SAFETY: `store` is what `open` of this table made; after `close` the host uses it no more, so this takes over
+    // the reference that `open` gave away. Calls that still hang hold references of their own.
+    let store = unsafe { Arc::from_raw(store.cast_const().cast::<Store<B>>()) };
+    // SAFETY: the host passes a report of its own that lives through the call.
+    let report = unsafe { report.as_mut() };
+    contain(store.host, Bytes::EMPTY, report, || {
+        store.backend.close(Duration::from_nanos(grace));
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn keys<B: Backend>(
+    store: *mut c_void,
+    context: *const Context,
+    cursor: u64,
+    page: *mut KeyPage,
+    report: *mut Report,
+) -> u32 {
+    // SAFETY: the arguments are as `abi` demands of the host.
+    let (store, context, report) = unsafe { (borrow::<B>(store), &*context, report.as_mut()) };
+    contain(store.host, context.request_id, report, || {
+        let mut listing = store.listing.lock().unwrap_or_else(PoisonError::into_inner);
+        if cursor == 0 {
+            *listing = Some(Snapshot::new(store.backend.keys(&call(context))?));
+        }
+        let snapshot = listing.as_ref().ok_or_else(|| Error::invalid("a listing starts with cursor 0"))?;
+        // SAFETY: the host passes a page of its own that lives through the call.
+        unsafe { *page = snapshot.page(cursor) };
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn sign<B: Backend>(
+    store: *mut c_void,
+    context: *const Context,
+    key: Bytes,
+    algorithm: u32,
+    input: Bytes,
+    out: *mut Buffer,
+    report: *mut Report,
+) -> u32 {
+    // SAFETY: the arguments are as `abi` demands of the host.
+    unsafe { perform::<B>(Operation::Sign, store, context, key, algorithm, input, out, report) }
+}
+
+unsafe extern "C" fn decrypt<B: Backend>(
+    store: *mut c_void,
+    context: *const Context,
+    key: Bytes,
+    algorithm: u32,
+    input: Bytes,
+    out: *mut Buffer,
+    report: *mut Report,
+) -> u32 {
+    // SAFETY: the arguments are as `abi` demands of the host.
+    unsafe { perform::<B>(Operation::Decrypt, store, context, key, algorithm, input, out, report) }
+}
+
+/// # Safety
+///
+/// The pointers are as [`abi`](crate::abi) demands of the host.
+#[expect(clippy::too_many_arguments, reason = "the shape of the table")]
+unsafe fn perform<B: Backend>(
+    operation: Operation,
+    store: *mut c_void,
+    context: *const Context,
+    key: Bytes,
+    algorithm: u32,
+    input: Bytes,
+    out: *mut Buffer,
+    report: *mut Report,
+) -> u32 {
+    // SAFETY: the caller promises pointers as `abi` demands; all live through this call.
+    let (store, context, out, report, key, input) = unsafe {
+        (borrow::<B>(store), &*context, &mut *out, report.as_mut(), key.as_slice(), input.as_slice())
+    };
+    contain(store.host, context.request_id, report, || {
+        let algorithm = acceptable(operation, algorithm, input)?;
+        // SAFETY: the host's buffer has `capacity` bytes that nobody else uses during the call.
+        let buffer = unsafe { out.as_mut_slice() };
+        let mut output = Output::new(buffer);
+        let done = match operation {
+            Operation::Sign => store.backend.sign(&call(context), key, algorithm, input, &mut output),
+            Operation::Decrypt => store.backend.decrypt(&call(context), key, algorithm, input, &mut output),
+        };
+        out.len = output.len();
+        done
+    })
+}
+
+fn acceptable(operation: Operation, algorithm: u32, input: &[u8]) -> Result<Algorithm, Error> {
+    let known = Algorithm::from_number(algorithm)
+        .filter(|known| known.operation() == operation)
+        .ok_or_else(|| Error::new(Code::Unsupported, format!("algorithm {algorithm:#x} is not supported")))?;
+    if !known.takes(input) {
+        return Err(Error::invalid(format!("{known} does not take an input of {} bytes", input.len())));
+    }
+    Ok(known)
+}
+
+unsafe extern "C" fn health<B: Backend>(
+    store: *mut c_void,
+    context: *const Context,
+    health: *mut HealthReport,
+    report: *mut Report,
+) -> u32 {
+    // SAFETY: the arguments are as `abi` demands of the host.
+    let (store, context, report) = unsafe { (borrow::<B>(store), &*context, report.as_mut()) };
+    contain(store.host, context.request_id, report, || {
+        let Health { generation } = store.backend.health(&call(context))?;
+        // SAFETY: the host passes a place for the answer that lives through the call.
+        unsafe { *health = HealthReport { size: struct_size::<HealthReport>(), generation } };
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn extension(_name: Bytes) -> *const c_void {
+    std::ptr::null()
+}
+
+/// A reference to the store that outlives a `close` during the call.
+///
+/// # Safety
+///
+/// `store` is what `open` of the same table made, and `close` hasn't been called when this is.
+unsafe fn borrow<B: Backend>(store: *mut c_void) -> Arc<Store<B>> {
+    let store = store.cast_const().cast::<Store<B>>();
+    // SAFETY: the caller promises a store of this type whose reference from `open` is still held.
+    unsafe {
+        Arc::increment_strong_count(store);
+        Arc::from_raw(store)
+    }
+}
+
+/// Runs the author's code: panics and errors end here, as a code and a report.
+fn contain(
+    host: Host,
+    request_id: Bytes,
+    report: Option<&mut Report>,
+    body: impl FnOnce() -> Result<(), Error>,
+) -> u32 {
+    let _scope = forward::Scope::enter(host, request_id);
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => 0,
+        Ok(Err(error)) => tell(&error, report),
+        Err(panic) => tell(&Error::new(Code::Internal, panicked(panic.as_ref())), report),
+    }
+}
+
+fn tell(error: &Error, report: Option<&mut Report>) -> u32 {
+    if let Some(report) = report {
+        // SAFETY: the host's buffers have the capacity they state, and nobody else uses them during the call.
+        unsafe { report.fill(error) };
+    }
+    error.code as u32
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message");
+    format!("the plugin panicked: {text}")
+}
+
+fn call(context: &Context) -> Call<'_> {
+    // SAFETY: the host keeps the request id valid through the call, which the lifetime of `context` stands for.
+    let id = unsafe { context.request_id.as_slice() };
+    Call {
+        deadline: (context.nanos_left != u64::MAX)
+            .then(|| Instant::now().checked_add(Duration::from_nanos(context.nanos_left)))
+            .flatten(),
+        lane: match context.lane {
+            LANE_INLINE => Lane::Inline,
+            LANE_HOUSEKEEPING => Lane::Housekeeping,
+            number => Lane::Number(number),
+        },
+        request_id: std::str::from_utf8(id).unwrap_or_default(),
+    }
+}
+
+/// A listing, and the C structs that point into it.
+struct Snapshot {
+    keys: Vec<KeyEntry>,
+    findings: Vec<FindingEntry>,
+    _listing: Listing,
+    _numbers: Vec<Vec<u32>>,
+}
+
+// SAFETY: the pointers lead into `_listing` and `_numbers`, which move along and are never changed.
+unsafe impl Send for Snapshot {}
+
+impl Snapshot {
+    fn new(listing: Listing) -> Self {
+        let numbers: Vec<Vec<u32>> = listing
+            .keys
+            .iter()
+            .map(|key| key.algorithms.iter().map(|algorithm| algorithm.number()).collect())
+            .collect();
+        let keys = listing.keys.iter().zip(&numbers).map(|(key, numbers)| key_entry(key, numbers)).collect();
+        let findings = listing.findings.iter().map(finding_entry).collect();
+        Self { keys, findings, _listing: listing, _numbers: numbers }
+    }
+
+    fn page(&self, cursor: u64) -> KeyPage {
+        let start = usize::try_from(cursor).unwrap_or(usize::MAX);
+        let end = start.saturating_add(PAGE);
+        let keys = part(&self.keys, start, end);
+        let findings = part(&self.findings, start, end);
+        let more = end < self.keys.len().max(self.findings.len());
+        KeyPage {
+            size: struct_size::<KeyPage>(),
+            next: if more { end as u64 } else { 0 },
+            keys: keys.as_ptr(),
+            keys_len: keys.len(),
+            findings: findings.as_ptr(),
+            findings_len: findings.len(),
+        }
+    }
+}
+
+fn part<T>(all: &[T], start: usize, end: usize) -> &[T] {
+    all.get(start..end.min(all.len())).unwrap_or_default()
+}
+
+fn key_entry(key: &crate::Key, numbers: &[u32]) -> KeyEntry {
+    KeyEntry {
+        size: struct_size::<KeyEntry>(),
+        call_class: match key.call_class {
+            CallClass::Inline => 0,
+            CallClass::Blocking => 1,
+        },
+        id: Bytes::new(&key.id),
+        spki: Bytes::new(&key.spki),
+        label: Bytes::new(key.label.as_bytes()),
+        algorithms: numbers.as_ptr(),
+        algorithms_len: numbers.len(),
+    }
+}
+
+fn finding_entry(finding: &crate::Finding) -> FindingEntry {
+    FindingEntry {
+        size: struct_size::<FindingEntry>(),
+        severity: match finding.severity {
+            Severity::Warning => 0,
+            Severity::Error => 1,
+        },
+        code: finding.error.code as u32,
+        subject: Bytes::new(finding.subject.as_bytes()),
+        message: Bytes::new(finding.error.message.as_bytes()),
+        hint: Bytes::new(finding.hint.as_bytes()),
+    }
+}
+
+/// A store's way to the host. Cheap to copy, usable from any thread until the process ends.
+#[derive(Clone, Copy)]
+pub struct Host {
+    table: *const HostTable,
+}
+
+// SAFETY: the host's functions may be called from any thread, and its table lives until the process ends (`abi`).
+unsafe impl Send for Host {}
+// SAFETY: as above; the table is never written to.
+unsafe impl Sync for Host {}
+
+impl Host {
+    pub(crate) fn table(&self) -> &'static HostTable {
+        // SAFETY: a `Host` is only made from the table given to `open`, which lives until the process ends.
+        unsafe { &*self.table }
+    }
+
+    pub(crate) fn config_json(&self) -> Result<Secret, Error> {
+        let table = self.table();
+        // SAFETY: the empty path and the buffer live through the call.
+        read(|buffer| unsafe { (table.config)(table.context, Bytes::EMPTY, buffer) })
+            .map_err(|code| Error::new(code, "the host gave no configuration"))
+    }
+
+    /// The value of a secret that the store's `secrets` name, read afresh at each call.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::NotFound`] where `secrets` has no such name, [`Code::Unavailable`] where its source can't be read.
+    pub fn secret(&self, name: &str) -> Result<Secret, Error> {
+        let table = self.table();
+        // SAFETY: the name and the buffer live through the call.
+        read(|buffer| unsafe { (table.secret)(table.context, Bytes::new(name.as_bytes()), buffer) })
+            .map_err(|code| Error::new(code, format!("the secret `{name}` can't be had ({code})")))
+    }
+
+    /// Tells the host to list the keys again.
+    pub fn keys_changed(&self) {
+        let table = self.table();
+        // SAFETY: the host's own context is passed back to it.
+        unsafe { (table.keys_changed)(table.context) }
+    }
+
+    /// The host's memory of refused credentials; `None` where the host has none.
+    #[must_use]
+    pub fn credentials(&self) -> Option<Credentials> {
+        let table = self.table();
+        let name = Bytes::new(CREDENTIALS_EXTENSION.as_bytes());
+        // SAFETY: the name lives through the call; under this name the host answers NULL or a `CredentialsTable`
+        // that lives until the process ends.
+        let credentials = unsafe {
+            let extension = (table.extension)(table.context, name);
+            extension.cast::<CredentialsTable>().as_ref()?
+        };
+        Some(Credentials { host: *self, table: credentials })
+    }
+}
+
+/// The host's memory of refused credentials: ask before presenting a secret to a token, report when it was refused.
+#[derive(Clone, Copy)]
+pub struct Credentials {
+    host: Host,
+    table: &'static CredentialsTable,
+}
+
+impl Credentials {
+    /// Whether this token has refused this secret before. Then it must not be presented again.
+    #[must_use]
+    pub fn refused(&self, token: &str, secret: &[u8]) -> bool {
+        let context = self.host.table().context;
+        // SAFETY: both slices live through the call.
+        unsafe { (self.table.refused)(context, Bytes::new(token.as_bytes()), Bytes::new(secret)) != 0 }
+    }
+
+    /// Remembers that this token refused this secret, until the secret or the configuration changes.
+    pub fn report(&self, token: &str, secret: &[u8]) {
+        let context = self.host.table().context;
+        // SAFETY: both slices live through the call.
+        unsafe { (self.table.report)(context, Bytes::new(token.as_bytes()), Bytes::new(secret)) }
+    }
+}
+
+/// Reads a value of unknown length from the host; what it held is zeroed.
+fn read(mut get: impl FnMut(*mut Buffer) -> u32) -> Result<Secret, Code> {
+    let mut memory = Zeroizing::new(vec![0; 4096]);
+    loop {
+        let mut buffer = Buffer::new(&mut memory);
+        let (code, len) = (get(&raw mut buffer), buffer.len);
+        match code {
+            0 => return Ok(Secret::new(memory.get(..len).unwrap_or_default().to_vec())),
+            code if Code::from_number(code) == Code::BufferTooSmall && len > memory.len() => {
+                memory = Zeroizing::new(vec![0; len]);
+            }
+            code => return Err(Code::from_number(code)),
+        }
+    }
+}
