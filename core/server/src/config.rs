@@ -1,0 +1,237 @@
+//! The configuration: one YAML file, a superset of `gokeyless.yaml`, with flags and `KEYLESS_*` variables above it.
+//!
+//! ```text
+//! text -> outline (limits, positions, duplicates) -> decoded tree -> typed reading -> Config
+//! ```
+//!
+//! Precedence is flag, then variable, then file, then built-in default. Whatever comes out of [`load`] is in range and
+//! free of contradictions, so that the rest of the server checks nothing again. Relative paths are relative to the
+//! working directory, as in the reference.
+
+mod flags;
+mod notice;
+mod secret;
+mod store;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+pub use flags::Flags;
+pub use notice::{Error, Notice, Position};
+pub use secret::{Secret, SecretError, SecretSource};
+pub use store::{Isolation, Operation, Prove, Store, StoreLimits, VerifySignatures};
+
+/// Everything the operator decided, checked and in range.
+///
+/// The `Debug` form holds neither secrets nor the configuration of a store, which may contain some.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// The file that was read; `None` when there is none and everything is flag, variable or default.
+    pub file: Option<PathBuf>,
+    /// Addresses that serve the key protocol; at least one. Default `[::]:2407`, all interfaces, both families.
+    pub listen: Vec<SocketAddr>,
+    /// Addresses that serve metrics and health over plain HTTP; `None` when switched off. Default `[::]:2406`.
+    pub metrics: Option<Vec<SocketAddr>>,
+    /// The server's own certificate chain, PEM. Default `server.pem`.
+    pub auth_cert: PathBuf,
+    /// The private key of [`Config::auth_cert`], PEM. Default `server-key.pem`.
+    pub auth_key: PathBuf,
+    /// The authorities that client certificates must chain to, PEM. Default `keyless_cacert.pem`.
+    pub client_ca: PathBuf,
+    /// Where to write the process id, in decimal without a newline; `None` for nowhere.
+    pub pid_file: Option<PathBuf>,
+    /// What is logged, and in which form.
+    pub log: Log,
+    /// The TLS of the key protocol.
+    pub tls: Tls,
+    /// Bounds on what clients may make the server hold.
+    pub limits: Limits,
+    /// How long one attempt at a hash signature may take; `None` for as long as the deadline allows.
+    pub sign_timeout: Option<Duration>,
+    /// How often a failed hash signature is tried again, within the deadline. Default 0.
+    pub sign_retry_count: u32,
+    /// Where plugins come from and which are trusted.
+    pub plugins: Plugins,
+    /// The stores, in order of preference. Names are unique.
+    pub stores: Vec<Store>,
+    /// What the operator should know, though it stops nothing; in the order it was met.
+    pub warnings: Vec<Notice>,
+}
+
+/// What is logged, and in which form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Log {
+    /// The least severe level that is written.
+    pub level: Level,
+    /// The form of a line.
+    pub format: LogFormat,
+}
+
+/// Severity of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[non_exhaustive]
+pub enum Level {
+    /// Everything, packets included (never secrets).
+    Trace,
+    /// Per connection and per request. The reference's 0.
+    Debug,
+    /// Starts, stops, reloads. The reference's 1, and the default.
+    #[default]
+    Info,
+    /// Something degraded, or will. The reference's 2.
+    Warn,
+    /// An operator must act. The reference's 3, 4 and 5.
+    Error,
+}
+
+/// Form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The TLS of the key protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Tls {
+    /// The versions offered; at least one. Default both.
+    pub versions: BTreeSet<TlsVersion>,
+    /// Whether sessions may be resumed. Default no: a resumed session doesn't verify the certificate again.
+    pub resumption: bool,
+    /// Revocation list for client certificates, PEM or DER; `None` for no check.
+    pub crl: Option<PathBuf>,
+}
+
+/// A version of TLS, oldest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum TlsVersion {
+    /// TLS 1.2, RFC 5246.
+    Tls12,
+    /// TLS 1.3, RFC 8446.
+    Tls13,
+}
+
+/// Bounds on what clients may make the server hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Open connections, all clients together; 1 to 1,000,000, default 4,096.
+    pub connections: usize,
+    /// Requests being worked on per connection; 1 to 65,536, default 1,024 as the reference. Beyond it the connection
+    /// isn't read further.
+    pub in_flight: usize,
+    /// From accept to the end of the TLS handshake; 10 ms to 1 h, default 30 s.
+    pub handshake_timeout: Duration,
+    /// Without a request in flight or arriving; 10 ms to 1 h, default 30 s as the reference.
+    pub idle_timeout: Duration,
+    /// From the first byte of a frame to its last; 10 ms to 1 h, default 30 s.
+    pub frame_timeout: Duration,
+    /// For a client to take what is being written to it; 10 ms to 1 h, default 30 s.
+    pub write_timeout: Duration,
+    /// From the arrival of a request to its answer; 10 ms to 10 min, default 8 s, because the reference's client gives
+    /// up after 10.
+    pub deadline: Duration,
+    /// For what is in flight when the server is told to stop; 0 to 1 h, default 30 s.
+    pub grace: Duration,
+}
+
+/// Where plugins come from and which are trusted.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Plugins {
+    /// Directories to look in, in order; empty for the plugin host's own default.
+    pub path: Vec<PathBuf>,
+    /// Whether a plugin without an entry in [`Plugins::sha256`] is refused. Default no.
+    pub require_sha256: bool,
+    /// SHA-256 that a plugin's file must have, by the plugin's name.
+    pub sha256: BTreeMap<String, [u8; 32]>,
+}
+
+/// The outside world as [`load`] sees it: the variables of the environment, by name.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// Loads the configuration: flag, then variable, then file, then default.
+///
+/// A file named by a flag must exist; else the first of `./keystead.yaml`, `./gokeyless.yaml`,
+/// `/etc/keystead/keystead.yaml` and `/etc/keyless/gokeyless.yaml` that exists is read, and none is fine. In production
+/// `env` is `&|name| std::env::var_os(name)`.
+///
+/// # Errors
+/// The first thing that is wrong, with its place and its cure.
+pub fn load(flags: &Flags, _env: Environment<'_>) -> Result<Config, Error> {
+    Ok(Config {
+        file: None,
+        listen: vec![any(flags.port.unwrap_or(2407))],
+        metrics: Some(vec![any(flags.metrics_port.unwrap_or(2406))]),
+        auth_cert: flags.auth_cert.clone().unwrap_or_else(|| "server.pem".into()),
+        auth_key: flags.auth_key.clone().unwrap_or_else(|| "server-key.pem".into()),
+        client_ca: flags.cloudflare_ca_cert.clone().unwrap_or_else(|| "keyless_cacert.pem".into()),
+        pid_file: flags.pid_file.clone(),
+        log: Log::default(),
+        tls: Tls::default(),
+        limits: Limits::default(),
+        sign_timeout: None,
+        sign_retry_count: 0,
+        plugins: Plugins::default(),
+        stores: Vec::new(),
+        warnings: Vec::new(),
+    })
+}
+
+fn any(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))
+}
+
+impl FromStr for Level {
+    type Err = &'static str;
+
+    /// Reads a name or one of the reference's numbers, 0 to 5.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.to_ascii_lowercase().as_str() {
+            "trace" => Ok(Self::Trace),
+            "0" | "debug" => Ok(Self::Debug),
+            "1" | "info" => Ok(Self::Info),
+            "2" | "warn" | "warning" => Ok(Self::Warn),
+            "3" | "4" | "5" | "error" => Ok(Self::Error),
+            _ => Err("expected 0 to 5, or one of `trace`, `debug`, `info`, `warn`, `error`"),
+        }
+    }
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self {
+            versions: BTreeSet::from([TlsVersion::Tls12, TlsVersion::Tls13]),
+            resumption: false,
+            crl: None,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        const THIRTY_SECONDS: Duration = Duration::from_secs(30);
+        Self {
+            connections: 4_096,
+            in_flight: 1_024,
+            handshake_timeout: THIRTY_SECONDS,
+            idle_timeout: THIRTY_SECONDS,
+            frame_timeout: THIRTY_SECONDS,
+            write_timeout: THIRTY_SECONDS,
+            deadline: Duration::from_secs(8),
+            grace: THIRTY_SECONDS,
+        }
+    }
+}

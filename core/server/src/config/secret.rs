@@ -1,0 +1,152 @@
+//! Secrets: where they come from, and a value that doesn't show itself.
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use zeroize::Zeroizing;
+
+/// A secret's size may not exceed this; PINs, passphrases and tokens are far below, a wrong path often isn't.
+const MAX_SECRET: usize = 64 * 1024;
+
+/// A secret that was written into the configuration: zeroed when dropped, invisible in `Debug`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Zeroizing<String>);
+
+/// Where a secret comes from. Read anew each time, so that a rotated secret is picked up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SecretSource {
+    /// `credential: NAME`, the file of that name in systemd's `$CREDENTIALS_DIRECTORY` (systemd.exec(5)).
+    Credential(String),
+    /// `env: NAME`, a variable of the server's environment.
+    Env(String),
+    /// `file: PATH`.
+    File(PathBuf),
+    /// `value: TEXT`, in the configuration file itself.
+    Value(Secret),
+}
+
+/// Why a secret couldn't be read. Names the source, never the content.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum SecretError {
+    /// The file can't be read.
+    File(PathBuf, io::Error),
+    /// `$CREDENTIALS_DIRECTORY` isn't set: the server wasn't started by systemd, or the unit loads no credentials.
+    NoCredentials(String),
+    /// The file is larger than 64 KiB.
+    TooLarge(PathBuf),
+    /// The variable isn't set.
+    Unset(String),
+}
+
+impl SecretSource {
+    /// The secret's bytes. Of a file or credential, one trailing newline (LF or CR LF) is not part of it.
+    ///
+    /// # Errors
+    /// The source is missing, unreadable, or larger than 64 KiB.
+    pub fn read(&self) -> Result<Zeroizing<Vec<u8>>, SecretError> {
+        self.read_with(&|name| std::env::var_os(name))
+    }
+
+    fn read_with(&self, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Zeroizing<Vec<u8>>, SecretError> {
+        match self {
+            Self::Credential(name) => {
+                let directory =
+                    env("CREDENTIALS_DIRECTORY").ok_or_else(|| SecretError::NoCredentials(name.clone()))?;
+                read_file(&Path::new(&directory).join(name))
+            }
+            Self::Env(name) => {
+                let value = env(name).ok_or_else(|| SecretError::Unset(name.clone()))?;
+                Ok(Zeroizing::new(value.into_encoded_bytes()))
+            }
+            Self::File(path) => read_file(path),
+            Self::Value(secret) => Ok(Zeroizing::new(secret.expose().as_bytes().to_vec())),
+        }
+    }
+}
+
+impl Secret {
+    /// The secret itself; the name makes its uses easy to find.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+}
+
+impl FromStr for Secret {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self::from(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+impl fmt::Display for SecretError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path, error) => write!(f, "secret file `{}`: {error}", path.display()),
+            Self::NoCredentials(name) => write!(f, "credential `{name}`: `CREDENTIALS_DIRECTORY` is not set"),
+            Self::TooLarge(path) => {
+                write!(f, "secret file `{}`: expected at most {MAX_SECRET} bytes, got more", path.display())
+            }
+            Self::Unset(name) => write!(f, "secret variable `{name}` is not set"),
+        }
+    }
+}
+
+impl std::error::Error for SecretError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::File(_, error) => Some(error),
+            Self::NoCredentials(_) | Self::TooLarge(_) | Self::Unset(_) => None,
+        }
+    }
+}
+
+/// Reads into a buffer that never grows, since growing would leave copies behind that nobody zeroes.
+fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, SecretError> {
+    let fault = |error| SecretError::File(path.to_owned(), error);
+    let mut buffer = Zeroizing::new(vec![0; MAX_SECRET + 1]);
+    let mut file = File::open(path).map_err(fault)?;
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read(rest) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(fault(error)),
+        }
+    }
+    if filled > MAX_SECRET {
+        return Err(SecretError::TooLarge(path.to_owned()));
+    }
+    buffer.truncate(filled);
+    trim_newline(&mut buffer);
+    Ok(buffer)
+}
+
+fn trim_newline(bytes: &mut Vec<u8>) {
+    if bytes.last() == Some(&b'\n') {
+        bytes.pop();
+        if bytes.last() == Some(&b'\r') {
+            bytes.pop();
+        }
+    }
+}

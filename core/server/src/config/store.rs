@@ -1,0 +1,115 @@
+//! Stores: one plugin opened with one configuration.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use super::notice::Position;
+use super::secret::SecretSource;
+
+/// One plugin opened with one configuration. Its `Debug` form leaves out what may hold secrets.
+#[derive(Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Store {
+    /// Unique name: the operator's, else the plugin's and a number from 1, such as `pkcs11-1`; never a URI.
+    pub name: String,
+    /// Name of the plugin.
+    pub plugin: String,
+    /// The plugin's configuration, a JSON object. May contain secrets (a PIN in a URI): never print it.
+    pub config: serde_json::Value,
+    /// Secrets by the name the plugin asks for.
+    pub secrets: BTreeMap<String, SecretSource>,
+    /// What the host lets a plugin do; a JSON object. `None` for nothing.
+    pub grants: Option<serde_json::Value>,
+    /// What clients may do with its keys. Native default: sign. Legacy entries: sign and decrypt.
+    pub operations: BTreeSet<Operation>,
+    /// Where the plugin runs; `None` for what it prefers.
+    pub isolation: Option<Isolation>,
+    /// Whether the server refuses to run without this store. Default no.
+    pub critical: bool,
+    /// Whether it was written in the form of `gokeyless.yaml`.
+    pub legacy: bool,
+    /// When the host checks that each key does what it says. Default in the background.
+    pub prove: Prove,
+    /// Whether signatures are verified before they leave. Default where it's cheap.
+    pub verify_signatures: VerifySignatures,
+    /// Bounds on what the store may be asked at once.
+    pub limits: StoreLimits,
+    /// Where its (first) entry stands in the file; `None` when it comes from a flag or a variable.
+    pub position: Option<Position>,
+}
+
+/// Something a client may ask of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Operation {
+    /// RSA decryption, as the RSA key exchange of old TLS needs.
+    Decrypt,
+    /// Signatures.
+    Sign,
+}
+
+/// Where a plugin runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Isolation {
+    /// In the server's own process.
+    Inline,
+    /// In a process of its own.
+    Process,
+}
+
+/// When the host checks that each key does what it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Prove {
+    /// After the start, rate-limited, and on first use.
+    #[default]
+    Background,
+    /// Not at all.
+    Never,
+    /// Before the key serves anything.
+    Start,
+}
+
+/// Whether signatures are verified before they leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum VerifySignatures {
+    /// Those of RSA keys, where it is cheap and stops fault attacks.
+    #[default]
+    Auto,
+    /// None.
+    Off,
+    /// All.
+    On,
+}
+
+/// Bounds on what a store may be asked at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StoreLimits {
+    /// Calls at once; 1 to 1,024. `None` for as many as the plugin says it can.
+    pub lanes: Option<usize>,
+    /// Requests waiting for a lane; 1 to 65,536, default 256. Beyond it requests are shed.
+    pub queue: usize,
+    /// From the arrival of a request to its answer; 10 ms to 10 min, default the server's.
+    pub deadline: Duration,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("name", &self.name)
+            .field("plugin", &self.plugin)
+            .field("operations", &self.operations)
+            .field("isolation", &self.isolation)
+            .field("critical", &self.critical)
+            .field("legacy", &self.legacy)
+            .field("prove", &self.prove)
+            .field("verify_signatures", &self.verify_signatures)
+            .field("limits", &self.limits)
+            .field("position", &self.position)
+            .finish_non_exhaustive()
+    }
+}
