@@ -62,7 +62,6 @@ impl Error for Malformed {}
 
 /// The items of a message don't fit a body of [`MAX_BODY`] bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct TooLong;
 
 impl fmt::Display for TooLong {
