@@ -63,6 +63,13 @@ pub struct Vendor {
     pub number: u64,
 }
 
+impl Vendor {
+    /// A vendor code by name and number.
+    pub fn new(name: impl Into<String>, number: u64) -> Self {
+        Self { name: name.into(), number }
+    }
+}
+
 /// What a backend answers when it can't do what was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -102,7 +109,7 @@ impl Error {
     /// Adds the vendor's own code.
     #[must_use]
     pub fn with_vendor(mut self, name: impl Into<String>, number: u64) -> Self {
-        self.vendor = Some(Vendor { name: name.into(), number });
+        self.vendor = Some(Vendor::new(name, number));
         self
     }
 

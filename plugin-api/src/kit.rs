@@ -7,7 +7,7 @@ use std::{
     any::Any,
     ffi::c_void,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -100,10 +100,19 @@ pub const fn table<B: Backend>() -> BackendTable {
 /// How many keys, and how many findings, one page holds.
 const PAGE: usize = 256;
 
+/// What a `store` pointer leads to. It is never freed, so that a call that comes late, or still hangs, finds it; the
+/// backend is let go by `close`, and dropped when the last call has returned.
 struct Store<B> {
-    backend: B,
+    backend: RwLock<Option<Arc<B>>>,
     host: Host,
     listing: Mutex<Option<Snapshot>>,
+}
+
+impl<B> Store<B> {
+    fn backend(&self) -> Result<Arc<B>, Error> {
+        let backend = self.backend.read().unwrap_or_else(PoisonError::into_inner);
+        backend.clone().ok_or_else(|| Error::new(Code::Unavailable, "the store is closed"))
+    }
 }
 
 unsafe extern "C" fn describe<B: Backend>() -> *const DescriptionTable {
@@ -151,21 +160,22 @@ unsafe extern "C" fn open<B: Backend>(
     // SAFETY: the host passes a report of its own that lives through the call.
     let report = unsafe { report.as_mut() };
     contain(host, Bytes::EMPTY, report, || {
-        let opened = Store { backend: B::open(host)?, host, listing: Mutex::new(None) };
+        let backend = RwLock::new(Some(Arc::new(B::open(host)?)));
+        let opened = Box::leak(Box::new(Store { backend, host, listing: Mutex::new(None) }));
         // SAFETY: the host passes a place for the store that lives through the call.
-        unsafe { *store = Arc::into_raw(Arc::new(opened)).cast_mut().cast() };
+        unsafe { *store = std::ptr::from_mut(opened).cast() };
         Ok(())
     })
 }
 
 unsafe extern "C" fn close<B: Backend>(store: *mut c_void, grace: u64, report: *mut Report) -> u32 {
-    // SAFETY: `store` is what `open` of this table made; after `close` the host uses it no more, so this takes over
-    // the reference that `open` gave away. Calls that still hang hold references of their own.
-    let store = unsafe { Arc::from_raw(store.cast_const().cast::<Store<B>>()) };
-    // SAFETY: the host passes a report of its own that lives through the call.
-    let report = unsafe { report.as_mut() };
+    // SAFETY: `store` is what `open` of this table made; the report is the host's own and lives through the call.
+    let (store, report) = unsafe { (borrow::<B>(store), report.as_mut()) };
     contain(store.host, Bytes::EMPTY, report, || {
-        store.backend.close(Duration::from_nanos(grace));
+        let backend = store.backend.write().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(backend) = backend {
+            backend.close(Duration::from_nanos(grace));
+        }
         Ok(())
     })
 }
@@ -182,7 +192,7 @@ unsafe extern "C" fn keys<B: Backend>(
     contain(store.host, context.request_id, report, || {
         let mut listing = store.listing.lock().unwrap_or_else(PoisonError::into_inner);
         if cursor == 0 {
-            *listing = Some(Snapshot::new(store.backend.keys(&call(context))?));
+            *listing = Some(Snapshot::new(store.backend()?.keys(&call(context))?));
         }
         let snapshot = listing.as_ref().ok_or_else(|| Error::invalid("a listing starts with cursor 0"))?;
         // SAFETY: the host passes a page of its own that lives through the call.
@@ -240,9 +250,10 @@ unsafe fn perform<B: Backend>(
         // SAFETY: the host's buffer has `capacity` bytes that nobody else uses during the call.
         let buffer = unsafe { out.as_mut_slice() };
         let mut output = Output::new(buffer);
+        let backend = store.backend()?;
         let done = match operation {
-            Operation::Sign => store.backend.sign(&call(context), key, algorithm, input, &mut output),
-            Operation::Decrypt => store.backend.decrypt(&call(context), key, algorithm, input, &mut output),
+            Operation::Sign => backend.sign(&call(context), key, algorithm, input, &mut output),
+            Operation::Decrypt => backend.decrypt(&call(context), key, algorithm, input, &mut output),
         };
         out.len = output.len();
         done
@@ -268,7 +279,7 @@ unsafe extern "C" fn health<B: Backend>(
     // SAFETY: the arguments are as `abi` demands of the host.
     let (store, context, report) = unsafe { (borrow::<B>(store), &*context, report.as_mut()) };
     contain(store.host, context.request_id, report, || {
-        let Health { generation } = store.backend.health(&call(context))?;
+        let Health { generation } = store.backend()?.health(&call(context))?;
         // SAFETY: the host passes a place for the answer that lives through the call.
         unsafe { *health = HealthReport { size: struct_size::<HealthReport>(), generation } };
         Ok(())
@@ -279,18 +290,12 @@ unsafe extern "C" fn extension(_name: Bytes) -> *const c_void {
     std::ptr::null()
 }
 
-/// A reference to the store that outlives a `close` during the call.
-///
 /// # Safety
 ///
-/// `store` is what `open` of the same table made, and `close` hasn't been called when this is.
-unsafe fn borrow<B: Backend>(store: *mut c_void) -> Arc<Store<B>> {
-    let store = store.cast_const().cast::<Store<B>>();
-    // SAFETY: the caller promises a store of this type whose reference from `open` is still held.
-    unsafe {
-        Arc::increment_strong_count(store);
-        Arc::from_raw(store)
-    }
+/// `store` is what `open` of the same table made.
+unsafe fn borrow<B: Backend>(store: *mut c_void) -> &'static Store<B> {
+    // SAFETY: the caller promises a store of this type, and those are never freed.
+    unsafe { &*store.cast_const().cast::<Store<B>>() }
 }
 
 /// Runs the author's code: panics and errors end here, as a code and a report.

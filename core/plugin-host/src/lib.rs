@@ -1,1 +1,119 @@
 //! Finds, checks, loads and distrusts key plugins.
+//!
+//! ```text
+//! search -> load (one descriptor: owner, mode, hash, symbols, then code) -> native (the C table as an `Instance`)
+//!        -> store (lanes, deadlines, validated keys) -> verify (does the key do what it says?)
+//! ```
+//!
+//! The server sees three things: a [`Host`], which holds what the whole process shares; a [`Store`], one plugin with one
+//! configuration; and a [`Key`] of a store. Whatever a plugin says is checked before it is believed, its text is cut
+//! and escaped, and its calls can hang without hanging anything else.
+//!
+//! This crate holds the host's only unsafe code: calling a plugin, and verifying with AWS-LC.
+
+mod failure;
+mod instance;
+mod lanes;
+mod latch;
+mod load;
+mod native;
+mod search;
+mod services;
+mod store;
+#[cfg(feature = "test-support")]
+pub mod testing;
+mod verify;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::sync::Semaphore;
+
+pub use failure::{Class, Failure};
+pub use instance::{Description, Finding};
+pub use keystead_plugin_api::{Algorithm, CallClass, Isolation, Severity, Vendor};
+pub use search::{Found, search_path};
+pub use services::Secrets;
+pub use store::{Key, Limits, Listing, Request, Store, StoreSpec, VerifySignatures};
+
+use crate::{latch::Latch, load::Plugin};
+
+/// What the stores of one process share: loaded plugins, refused credentials, and the bound on inline calls.
+pub struct Host {
+    settings: Settings,
+    plugins: Mutex<BTreeMap<(u64, u64), Arc<Plugin>>>,
+    latch: Arc<Latch>,
+    inline: Arc<Semaphore>,
+}
+
+/// How plugins are found and run.
+#[derive(Clone, Debug, Default)]
+#[expect(clippy::exhaustive_structs, reason = "the server fills it in as a literal")]
+pub struct Settings {
+    /// Directories to look in, in order; see [`search_path`].
+    pub path: Vec<PathBuf>,
+    /// SHA-256 that a plugin's file must have, by the plugin's name.
+    pub sha256: BTreeMap<String, [u8; 32]>,
+    /// Whether a plugin without an entry in `sha256` is refused.
+    pub require_sha256: bool,
+    /// How many inline calls run at once in the whole process. Keep it below the number of the runtime's workers: then
+    /// inline calls that hang can't take all of them.
+    pub inline_calls: usize,
+}
+
+impl Host {
+    /// A host with nothing loaded yet.
+    #[must_use]
+    pub fn new(settings: Settings) -> Arc<Self> {
+        Arc::new(Self {
+            inline: Arc::new(Semaphore::new(settings.inline_calls.max(1))),
+            latch: Arc::new(Latch::new()),
+            plugins: Mutex::default(),
+            settings,
+        })
+    }
+
+    /// Every plugin on the search path, loaded, or why it is refused. A name that is found twice is listed twice, but
+    /// the first is the one that serves.
+    #[must_use]
+    pub fn plugins(&self) -> Vec<Found> {
+        search::all(&self.settings.path)
+            .into_iter()
+            .map(|(name, file)| {
+                let plugin = self.load_file(&name, &file);
+                Found { description: plugin.map(|plugin| plugin.description.clone()), name, file }
+            })
+            .collect()
+    }
+
+    /// Loads the first plugin of a name on the search path, or hands out the one loaded before.
+    fn plugin(&self, name: &str) -> Result<Arc<Plugin>, Failure> {
+        let file = search::first(&self.settings.path, name)?;
+        self.load_file(name, &file)
+    }
+
+    fn load_file(&self, name: &str, file: &std::path::Path) -> Result<Arc<Plugin>, Failure> {
+        let opened = load::Opened::open(file)?;
+        let mut plugins = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(plugin) = plugins.get(&opened.identity()) {
+            return Ok(Arc::clone(plugin));
+        }
+        let identity = opened.identity();
+        let plugin = Arc::new(opened.check(self.pin(name)?)?.load()?);
+        plugins.insert(identity, Arc::clone(&plugin));
+        Ok(plugin)
+    }
+
+    fn pin(&self, name: &str) -> Result<Option<&[u8; 32]>, Failure> {
+        let pin = self.settings.sha256.get(name);
+        if pin.is_none() && self.settings.require_sha256 {
+            return Err(Failure::denied(format!(
+                "plugin `{name}` has no entry in `plugins.sha256`, and `plugins.require_sha256` is on"
+            )));
+        }
+        Ok(pin)
+    }
+}

@@ -1,0 +1,154 @@
+//! What the host says when a call, an opening or a loading failed.
+
+use std::{fmt, time::Duration};
+
+use keystead_plugin_api::{Code, Vendor};
+
+/// The class of a failure: it decides who may try again and what the edge is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Class {
+    /// A PIN, password or token was refused. Nothing tries again until the secret or the configuration changes.
+    Credentials,
+    /// The time given ran out.
+    Deadline,
+    /// Refused by a policy or a permission.
+    Denied,
+    /// A defect, of the plugin or of the host.
+    Internal,
+    /// An input, or a piece of configuration, that can't be used.
+    InvalidInput,
+    /// No such key, plugin or file.
+    NotFound,
+    /// Turned away because the store's queue is full.
+    Shed,
+    /// Too many requests for the backend; may be tried again.
+    Throttled,
+    /// The device or service can't be reached; may be tried again.
+    Unavailable,
+    /// The key or backend can't do this.
+    Unsupported,
+}
+
+impl Class {
+    /// Whether trying again may help.
+    #[must_use]
+    pub const fn is_transient(self) -> bool {
+        matches!(self, Self::Throttled | Self::Unavailable)
+    }
+
+    /// The name used in logs, metrics and output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Credentials => "credentials",
+            Self::Deadline => "deadline",
+            Self::Denied => "denied",
+            Self::Internal => "internal",
+            Self::InvalidInput => "invalid input",
+            Self::NotFound => "not found",
+            Self::Shed => "shed",
+            Self::Throttled => "throttled",
+            Self::Unavailable => "unavailable",
+            Self::Unsupported => "unsupported",
+        }
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl From<Code> for Class {
+    fn from(code: Code) -> Self {
+        match code {
+            Code::NotFound => Self::NotFound,
+            Code::Unsupported => Self::Unsupported,
+            Code::InvalidInput => Self::InvalidInput,
+            Code::Denied => Self::Denied,
+            Code::Credentials => Self::Credentials,
+            Code::Throttled => Self::Throttled,
+            Code::Unavailable => Self::Unavailable,
+            Code::Deadline => Self::Deadline,
+            _ => Self::Internal,
+        }
+    }
+}
+
+/// What went wrong, in one sentence for the operator. Text that came from a plugin has been cut and escaped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Failure {
+    /// The class.
+    pub class: Class,
+    /// What, where, what to do next.
+    pub message: String,
+    /// The vendor's own code.
+    pub vendor: Option<Vendor>,
+    /// When trying again makes sense.
+    pub retry_after: Option<Duration>,
+}
+
+impl Failure {
+    pub(crate) fn new(class: Class, message: impl Into<String>) -> Self {
+        Self { class, message: message.into(), vendor: None, retry_after: None }
+    }
+
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(Class::Internal, message)
+    }
+
+    pub(crate) fn denied(message: impl Into<String>) -> Self {
+        Self::new(Class::Denied, message)
+    }
+
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Class::InvalidInput, message)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.vendor {
+            Some(vendor) if vendor.name.starts_with("CKR_") => {
+                write!(f, " ({} {:#x})", vendor.name, vendor.number)
+            }
+            Some(vendor) => write!(f, " ({} {})", vendor.name, vendor.number),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Makes text of a plugin fit for a log: at most `max` bytes, one line, no control characters.
+pub(crate) fn tame(text: &[u8], max: usize) -> String {
+    let part = text.get(..max).unwrap_or(text);
+    let mut tamed = String::with_capacity(part.len());
+    for character in String::from_utf8_lossy(part).chars() {
+        if character.is_control() {
+            tamed.extend(character.escape_default());
+        } else {
+            tamed.push(character);
+        }
+    }
+    if part.len() < text.len() {
+        tamed.push('…');
+    }
+    tamed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_plugins_is_cut_and_escaped() {
+        assert_eq!(tame(b"two\nlines\x1b[31m", 100), "two\\nlines\\u{1b}[31m");
+        assert_eq!(tame(&[b'x'; 2000], 10), format!("{}…", "x".repeat(10)));
+        assert_eq!(tame(b"\xff", 10), "\u{fffd}");
+    }
+}

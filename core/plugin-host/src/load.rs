@@ -1,0 +1,248 @@
+//! From a file to a loaded plugin: one descriptor, checked before any of its code runs, and loaded by that very
+//! descriptor, so that nothing can be swapped in between.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek},
+    mem,
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
+};
+
+use abi_stable::library::{
+    AbiHeaderRef, LibraryError, ROOT_MODULE_LOADER_NAME, ROOT_MODULE_LOADER_NAME_WITH_NUL,
+};
+use aws_lc_rs::digest;
+use keystead_plugin_api::abi::{BackendTable, DRAFT, RootRef, struct_size};
+use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use object::{FileKind, Object, ObjectSymbol, read::elf::ElfFile64};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+
+use crate::{Class, Description, Failure, native};
+
+/// The largest file that is taken for a plugin: 256 MiB.
+const SIZE_MAX: u64 = 256 << 20;
+
+/// A plugin that is loaded, and stays so until the process ends.
+pub(crate) struct Plugin {
+    pub(crate) description: Description,
+    pub(crate) table: &'static BackendTable,
+}
+
+/// A file that may be a plugin: open, and of an owner and mode that can be trusted.
+pub(crate) struct Opened {
+    file: File,
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+/// A file that has been read: it has the right hash where one is asked for, and exports a plugin's entry point.
+pub(crate) struct Checked {
+    file: File,
+    path: PathBuf,
+}
+
+impl Opened {
+    /// Opens a file within its directory. Both must belong to root or to this process' user, and nobody else may write
+    /// to them.
+    pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
+        let refused = |error: io::Error| {
+            let class = if error.kind() == io::ErrorKind::NotFound { Class::NotFound } else { Class::Denied };
+            Failure::new(class, format!("{} can't be opened: {error}", path.display()))
+        };
+        let directory =
+            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let name = path.file_name().ok_or_else(|| refused(io::ErrorKind::NotFound.into()))?;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let directory_fd = rustix::fs::openat(CWD, directory, flags | OFlags::DIRECTORY, Mode::empty())
+            .map_err(|error| refused(error.into()))?;
+        trusted(&File::from(directory_fd.as_fd().try_clone_to_owned().map_err(refused)?), directory)?;
+        let file = File::from(open_beneath(&directory_fd, name, flags).map_err(refused)?);
+        let metadata = trusted(&file, path)?;
+        if !metadata.is_file() || metadata.len() > SIZE_MAX {
+            return Err(Failure::denied(format!(
+                "{} is not a regular file of at most 256 MiB",
+                path.display()
+            )));
+        }
+        Ok(Self { file, path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) })
+    }
+
+    /// Device and inode: two paths with the same identity are one plugin.
+    pub(crate) fn identity(&self) -> (u64, u64) {
+        self.identity
+    }
+
+    /// Reads the file, compares its SHA-256 with `pin`, and looks at its symbols.
+    pub(crate) fn check(mut self, pin: Option<&[u8; 32]>) -> Result<Checked, Failure> {
+        let mut content = Vec::new();
+        self.file.read_to_end(&mut content).and_then(|_| self.file.rewind()).map_err(|error| {
+            Failure::new(Class::Unavailable, format!("{} can't be read: {error}", self.path.display()))
+        })?;
+        if let Some(pin) = pin {
+            pinned(&content, pin)
+                .map_err(|what| Failure::denied(format!("{}: {what}", self.path.display())))?;
+        }
+        exports_entry_point(&content)
+            .map_err(|what| Failure::invalid(format!("{} {what}", self.path.display())))?;
+        Ok(Checked { file: self.file, path: self.path })
+    }
+}
+
+impl Checked {
+    /// Runs the plugin's code for the first time: maps it, checks the layout of its table and its draft, and asks what
+    /// it is. The descriptor stays open for ever: the loader knows libraries by name, and this one's is its number.
+    pub(crate) fn load(self) -> Result<Plugin, Failure> {
+        let name = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        // SAFETY: loading runs the library's constructors: native plugins are trusted code by the threat model, from a
+        // file that only root or this user can write. Nothing of it is unloaded: the handle is leaked below.
+        let library = unsafe { Library::open(Some(&name), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE) };
+        let library =
+            library.map_err(|error| self.refuse(&error.to_string().replace(&name, "the library")))?;
+        mem::forget(self.file);
+        // SAFETY: the symbol, which was seen in the file, is abi_stable's header by its name; the next call checks
+        // that it really is one of a version it knows.
+        let header = unsafe { library.get::<AbiHeaderRef>(ROOT_MODULE_LOADER_NAME_WITH_NUL.as_bytes()) };
+        let header = *header.map_err(|error| refuse(&self.path, &error.to_string()))?;
+        mem::forget(library);
+        let table = table(header).map_err(|what| refuse(&self.path, &what))?;
+        let description = native::describe(table).map_err(|what| refuse(&self.path, &what))?;
+        Ok(Plugin { description, table })
+    }
+
+    fn refuse(&self, what: &str) -> Failure {
+        refuse(&self.path, what)
+    }
+}
+
+/// Keeps a library mapped whatever happens (dlopen(3)); libloading doesn't name it.
+const RTLD_NODELETE: i32 = 0x1000;
+
+fn refuse(path: &Path, what: &str) -> Failure {
+    Failure::invalid(format!("{} can't be loaded: {what}", path.display()))
+}
+
+/// The table, once its layout, size and draft are known to be those of this host.
+fn table(header: AbiHeaderRef) -> Result<&'static BackendTable, String> {
+    let root = header
+        .upgrade()
+        .and_then(abi_stable::library::LibHeader::init_root_module::<RootRef>)
+        .map_err(|error| mismatch(&error))?;
+    let table = root.backend();
+    if table.draft != DRAFT {
+        return Err(format!(
+            "it was built for draft {} of the plugin contract, and this server speaks draft {DRAFT}; build it against \
+             this server's keystead-plugin-api",
+            table.draft
+        ));
+    }
+    if table.size < struct_size::<BackendTable>() {
+        return Err(format!(
+            "its table has {} bytes, expected {}",
+            table.size,
+            struct_size::<BackendTable>()
+        ));
+    }
+    Ok(table)
+}
+
+/// One line; the full comparison of the layouts, 20 kB of it, goes to the debug log.
+fn mismatch(error: &LibraryError) -> String {
+    tracing::debug!(%error, "the plugin's table differs");
+    "its table differs from this server's; build it against this server's keystead-plugin-api (the debug log has the \
+     differences)"
+        .to_owned()
+}
+
+fn open_beneath(
+    directory: &impl AsFd,
+    name: &std::ffi::OsStr,
+    flags: OFlags,
+) -> io::Result<rustix::fd::OwnedFd> {
+    let within = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    match rustix::fs::openat2(directory, name, flags, Mode::empty(), within) {
+        // Kernels before 5.6, and sandboxes that don't know the call: no symbolic link at all then.
+        Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => {
+            Ok(rustix::fs::openat(directory, name, flags | OFlags::NOFOLLOW, Mode::empty())?)
+        }
+        other => Ok(other?),
+    }
+}
+
+fn trusted(file: &File, path: &Path) -> Result<std::fs::Metadata, Failure> {
+    let metadata = file
+        .metadata()
+        .map_err(|error| Failure::denied(format!("{} can't be examined: {error}", path.display())))?;
+    let user = rustix::process::geteuid().as_raw();
+    if metadata.uid() != 0 && metadata.uid() != user {
+        return Err(Failure::denied(format!(
+            "{} belongs to user {}, expected root or user {user} who runs the server",
+            path.display(),
+            metadata.uid()
+        )));
+    }
+    if metadata.mode() & 0o022 != 0 {
+        return Err(Failure::denied(format!(
+            "{} can be written by others (mode {:04o}); run `chmod go-w` on it",
+            path.display(),
+            metadata.mode() & 0o7777
+        )));
+    }
+    Ok(metadata)
+}
+
+fn pinned(content: &[u8], pin: &[u8; 32]) -> Result<(), String> {
+    let found = digest::digest(&digest::SHA256, content);
+    if found.as_ref() == pin {
+        return Ok(());
+    }
+    Err(format!("its SHA-256 is {}, and `plugins.sha256` has {}", hex(found.as_ref()), hex(pin)))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn exports_entry_point(content: &[u8]) -> Result<(), String> {
+    let kind = FileKind::parse(content).map_err(|_| "is not an ELF library".to_owned())?;
+    if !matches!(kind, FileKind::Elf32 | FileKind::Elf64) {
+        return Err("is not an ELF library".to_owned());
+    }
+    let own = own_machine();
+    let machine = content.get(18..20).map(|bytes| u16::from_le_bytes([bytes[0], bytes[1]]));
+    if kind != FileKind::Elf64 || machine != Some(own) {
+        return Err(format!(
+            "is a library for another machine (ELF machine {}, expected {own}, 64 bits)",
+            machine.unwrap_or_default()
+        ));
+    }
+    let broken = |error| format!("is truncated or damaged: {error}");
+    let library = ElfFile64::<object::Endianness>::parse(content).map_err(broken)?;
+    complete(content)?;
+    if library.dynamic_symbols().any(|symbol| symbol.name() == Ok(ROOT_MODULE_LOADER_NAME)) {
+        return Ok(());
+    }
+    Err("exports no plugin entry point; is it a plugin, built with `export_backend!`?".to_owned())
+}
+
+/// Every segment must lie in the file: mapping a shorter one would end the process with SIGBUS.
+fn complete(content: &[u8]) -> Result<(), String> {
+    use object::read::elf::{FileHeader, ProgramHeader};
+    let broken = |error: object::Error| format!("is truncated or damaged: {error}");
+    let header = object::elf::FileHeader64::<object::Endianness>::parse(content).map_err(broken)?;
+    let endian = header.endian().map_err(broken)?;
+    for segment in header.program_headers(endian, content).map_err(broken)? {
+        let end = segment.p_offset(endian).saturating_add(segment.p_filesz(endian));
+        if end > content.len() as u64 {
+            return Err(format!("is truncated: it has {} bytes of at least {end}", content.len()));
+        }
+    }
+    Ok(())
+}
+
+const fn own_machine() -> u16 {
+    if cfg!(target_arch = "aarch64") { object::elf::EM_AARCH64.0 } else { object::elf::EM_X86_64.0 }
+}

@@ -1,0 +1,358 @@
+//! A plugin's C table as an [`Instance`]: the only place that calls into native plugins.
+
+use std::{
+    collections::HashSet,
+    ffi::c_void,
+    ptr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use keystead_plugin_api::{
+    CallClass, Code, Isolation, Severity, Vendor,
+    abi::{
+        BackendTable, Buffer, Bytes, Context, DescriptionTable, FindingEntry, HealthReport, KeyEntry,
+        KeyPage, Report, struct_size,
+    },
+    algorithm::Operation,
+};
+
+use crate::{
+    Class, Description, Failure, Finding,
+    failure::tame,
+    instance::{Call, Instance, RawKey, RawListing},
+    services::Services,
+};
+
+/// The most keys, and the most findings, of one store.
+const ENTRIES_MAX: usize = 100_000;
+
+/// Asks a loaded plugin what it is.
+pub(crate) fn describe(table: &'static BackendTable) -> Result<Description, String> {
+    // SAFETY: the table is of the right layout, size and draft; `describe` answers with a static struct or NULL.
+    let said = unsafe { (table.describe)().as_ref() }.ok_or("it describes itself as NULL")?;
+    if said.size < struct_size::<DescriptionTable>() {
+        return Err(format!("its description has {} bytes", said.size));
+    }
+    // SAFETY: the description's text is static (`abi`).
+    let schema = unsafe { said.schema.as_slice() };
+    let schema: serde_json::Value = serde_json::from_slice(schema).unwrap_or_default();
+    if !schema.is_object() {
+        return Err("the schema of its configuration is not a JSON object".to_owned());
+    }
+    Ok(Description {
+        name: short(said.name, "name")?,
+        version: short(said.version, "version")?,
+        vendor: short(said.vendor, "vendor")?,
+        contract: table.draft,
+        isolation: if said.isolation == 1 { Isolation::Process } else { Isolation::Inline },
+        lanes_max: (said.lanes_max > 0).then_some(said.lanes_max),
+        schema,
+    })
+}
+
+fn short(text: Bytes, what: &str) -> Result<String, String> {
+    // SAFETY: the description's text is static (`abi`).
+    let text = unsafe { text.as_slice() };
+    let text = std::str::from_utf8(text).unwrap_or_default();
+    if text.is_empty() || text.len() > 64 || text.contains(char::is_control) {
+        return Err(format!("its {what} is not 1 to 64 bytes of text"));
+    }
+    Ok(text.to_owned())
+}
+
+/// Opens a store of a plugin.
+pub(crate) fn open(
+    table: &'static BackendTable,
+    services: &'static Services,
+) -> Result<Arc<dyn Instance>, Failure> {
+    let mut store = ptr::null_mut();
+    let mut memory = Memory::default();
+    let mut report = memory.report();
+    // SAFETY: the host's table lives for ever, `store` and `report` through the call.
+    let code = unsafe { (table.open)(services.table(), &raw mut store, &raw mut report) };
+    outcome(code, &report, &memory)?;
+    Ok(Arc::new(Native { table, store, calls: AtomicUsize::new(0), closed: AtomicBool::new(false) }))
+}
+
+/// One open store.
+struct Native {
+    table: &'static BackendTable,
+    store: *mut c_void,
+    calls: AtomicUsize,
+    closed: AtomicBool,
+}
+
+// SAFETY: a plugin takes calls from any thread (`abi`); the pointer is only ever handed back to it.
+unsafe impl Send for Native {}
+// SAFETY: as above.
+unsafe impl Sync for Native {}
+
+impl Instance for Native {
+    fn keys(&self, call: &Call<'_>) -> Result<RawListing, Failure> {
+        let context = context(call);
+        let mut listing = RawListing::default();
+        let mut cursors = HashSet::new();
+        let mut cursor = 0;
+        while cursors.insert(cursor) {
+            let page = self.page(&context, cursor)?;
+            // SAFETY: the page is fresh from the plugin, and stays valid until the next call for it.
+            unsafe { take(&page, &mut listing) }?;
+            if page.next == 0 {
+                return Ok(listing);
+            }
+            cursor = page.next;
+        }
+        Err(Failure::internal("the plugin's listing of keys never ends"))
+    }
+
+    fn perform(
+        &self,
+        call: &Call<'_>,
+        operation: Operation,
+        key: &[u8],
+        algorithm: u32,
+        input: &[u8],
+        out: &mut [u8],
+    ) -> Result<usize, Failure> {
+        let _entered = self.enter()?;
+        let context = context(call);
+        let mut memory = Memory::default();
+        let mut report = memory.report();
+        let mut buffer = Buffer::new(out);
+        let function = match operation {
+            Operation::Decrypt => self.table.decrypt,
+            _ => self.table.sign,
+        };
+        let (key, input) = (Bytes::new(key), Bytes::new(input));
+        // SAFETY: the store is open, and all the rest lives through the call.
+        let code = unsafe {
+            function(self.store, &raw const context, key, algorithm, input, &raw mut buffer, &raw mut report)
+        };
+        outcome(code, &report, &memory)?;
+        if buffer.len > buffer.capacity {
+            return Err(Failure::internal("the plugin claims a result larger than its buffer"));
+        }
+        Ok(buffer.len)
+    }
+
+    fn health(&self, call: &Call<'_>) -> Result<u64, Failure> {
+        let context = context(call);
+        let mut memory = Memory::default();
+        let mut report = memory.report();
+        let mut health = HealthReport { size: struct_size::<HealthReport>(), generation: 0 };
+        // SAFETY: the store is open, and all the rest lives through the call.
+        let code =
+            unsafe { (self.table.health)(self.store, &raw const context, &raw mut health, &raw mut report) };
+        outcome(code, &report, &memory).map(|()| health.generation)
+    }
+
+    fn close(&self, grace: Duration) {
+        self.closed.store(true, Ordering::SeqCst);
+        let end = Instant::now() + grace;
+        while self.calls.load(Ordering::SeqCst) > 0 && Instant::now() < end {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let mut memory = Memory::default();
+        let mut report = memory.report();
+        let grace = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
+        // SAFETY: the store is open; whoever calls `close` makes no further call.
+        let code = unsafe { (self.table.close)(self.store, grace, &raw mut report) };
+        if let Err(failure) = outcome(code, &report, &memory) {
+            tracing::warn!(%failure, "a store did not close cleanly");
+        }
+    }
+}
+
+/// A call to the plugin that is going on.
+struct Entered<'a>(&'a AtomicUsize);
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Native {
+    /// Counts a call in; none starts once the store is being closed.
+    fn enter(&self) -> Result<Entered<'_>, Failure> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        let entered = Entered(&self.calls);
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Failure::new(Class::Unavailable, "the store is closed"));
+        }
+        Ok(entered)
+    }
+
+    fn page(&self, context: &Context, cursor: u64) -> Result<KeyPage, Failure> {
+        let mut memory = Memory::default();
+        let mut report = memory.report();
+        let mut page = KeyPage {
+            size: struct_size::<KeyPage>(),
+            next: 0,
+            keys: ptr::null(),
+            keys_len: 0,
+            findings: ptr::null(),
+            findings_len: 0,
+        };
+        // SAFETY: the store is open, and all the rest lives through the call.
+        let code = unsafe { (self.table.keys)(self.store, context, cursor, &raw mut page, &raw mut report) };
+        outcome(code, &report, &memory).map(|()| page)
+    }
+}
+
+fn context<'a>(call: &Call<'a>) -> Context {
+    let left = call.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()).as_nanos());
+    Context {
+        size: struct_size::<Context>(),
+        lane: call.lane,
+        nanos_left: left.map_or(u64::MAX, |left| u64::try_from(left).unwrap_or(u64::MAX - 1)),
+        request_id: Bytes::new(call.request_id.as_bytes()),
+    }
+}
+
+/// The memory that a report's text is written to.
+struct Memory {
+    message: [u8; 1024],
+    vendor: [u8; 64],
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self { message: [0; 1024], vendor: [0; 64] }
+    }
+}
+
+impl Memory {
+    fn report(&mut self) -> Report {
+        Report {
+            size: struct_size::<Report>(),
+            vendor_code: 0,
+            retry_after_ms: 0,
+            vendor_name: Buffer::new(&mut self.vendor),
+            message: Buffer::new(&mut self.message),
+        }
+    }
+}
+
+fn outcome(code: u32, report: &Report, memory: &Memory) -> Result<(), Failure> {
+    if code == 0 {
+        return Ok(());
+    }
+    let part = |memory: &[u8], buffer: &Buffer| {
+        tame(memory.get(..buffer.len.min(memory.len())).unwrap_or_default(), 1024)
+    };
+    let class = Class::from(Code::from_number(code));
+    let message = part(&memory.message, &report.message);
+    let name = part(&memory.vendor, &report.vendor_name);
+    Err(Failure {
+        class,
+        message: if message.is_empty() { format!("the plugin answered {class}") } else { message },
+        vendor: (!name.is_empty()).then(|| Vendor::new(name, report.vendor_code)),
+        retry_after: (report.retry_after_ms > 0).then(|| Duration::from_millis(report.retry_after_ms)),
+    })
+}
+
+/// Copies a page out.
+///
+/// # Safety
+///
+/// The page is one that the plugin filled and hasn't been asked to replace since.
+unsafe fn take(page: &KeyPage, listing: &mut RawListing) -> Result<(), Failure> {
+    if listing.keys.len() + page.keys_len > ENTRIES_MAX
+        || listing.findings.len() + page.findings_len > ENTRIES_MAX
+    {
+        return Err(Failure::internal(format!("the plugin lists more than {ENTRIES_MAX} keys")));
+    }
+    // SAFETY: the caller promises a valid page; its arrays have the lengths it states.
+    unsafe {
+        for entry in Elements::new(page.keys, page.keys_len, |entry: &KeyEntry| entry.size)? {
+            listing.keys.push(raw_key(entry));
+        }
+        for entry in Elements::new(page.findings, page.findings_len, |entry: &FindingEntry| entry.size)? {
+            listing.findings.push(finding(entry));
+        }
+    }
+    Ok(())
+}
+
+/// An array of structs that is walked by the size its first element states.
+struct Elements<T> {
+    next: *const T,
+    left: usize,
+    stride: usize,
+}
+
+impl<T> Elements<T> {
+    /// # Safety
+    ///
+    /// `first` points to `len` structs, each at least as large as the first one's `size` says.
+    unsafe fn new(first: *const T, len: usize, size: fn(&T) -> u32) -> Result<Self, Failure> {
+        // SAFETY: promised by the caller; NULL and zero are answered before anything is read.
+        let Some(element) = (unsafe { first.as_ref() }).filter(|_| len > 0) else {
+            return Ok(Self { next: first, left: 0, stride: 0 });
+        };
+        let stride = size(element) as usize;
+        if stride < size_of::<T>() || !stride.is_multiple_of(align_of::<T>()) {
+            return Err(Failure::internal(format!("the plugin lists entries of {stride} bytes")));
+        }
+        Ok(Self { next: first, left: len, stride })
+    }
+}
+
+impl<T: Copy> Iterator for Elements<T> {
+    type Item = T;
+
+    fn next(&mut self) -> Option<T> {
+        self.left = self.left.checked_sub(1)?;
+        // SAFETY: `new`'s caller promised `len` elements at this stride, and `left` counts them.
+        unsafe {
+            let element = *self.next;
+            self.next = self.next.byte_add(self.stride);
+            Some(element)
+        }
+    }
+}
+
+/// # Safety
+///
+/// The entry is of a valid page.
+unsafe fn raw_key(entry: KeyEntry) -> RawKey {
+    // SAFETY: the entry's pointers have the lengths they state while its page is valid. Only the part that will be
+    // accepted is copied.
+    unsafe {
+        let algorithms = match entry.algorithms.is_null() {
+            true => &[][..],
+            false => std::slice::from_raw_parts(entry.algorithms, entry.algorithms_len.min(1024)),
+        };
+        RawKey {
+            id: entry.id.as_slice().to_vec(),
+            spki: entry.spki.as_slice().to_vec(),
+            label: tame(entry.label.as_slice(), 256),
+            algorithms: algorithms.to_vec(),
+            class: if entry.call_class == 0 { CallClass::Inline } else { CallClass::Blocking },
+        }
+    }
+}
+
+/// # Safety
+///
+/// The entry is of a valid page.
+unsafe fn finding(entry: FindingEntry) -> Finding {
+    // SAFETY: the entry's pointers have the lengths they state while its page is valid.
+    unsafe {
+        Finding {
+            severity: if entry.severity == 0 { Severity::Warning } else { Severity::Error },
+            subject: tame(entry.subject.as_slice(), 1024),
+            failure: Failure::new(
+                Class::from(Code::from_number(entry.code)),
+                tame(entry.message.as_slice(), 1024),
+            ),
+            hint: tame(entry.hint.as_slice(), 1024),
+        }
+    }
+}

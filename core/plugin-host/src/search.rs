@@ -1,0 +1,128 @@
+//! Where plugins are looked for. A directory is a search path: nothing in it runs unless YAML names it.
+
+use std::{
+    env,
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::{Class, Description, Failure};
+
+const PREFIX: &str = "libkeystead_plugin_";
+const SUFFIX: &str = ".so";
+
+/// The directory of packages.
+const SYSTEM: &str = "/usr/lib/keystead/plugins";
+
+/// One plugin file on the search path.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Found {
+    /// The name that YAML calls it by.
+    pub name: String,
+    /// The file.
+    pub file: PathBuf,
+    /// What it says it is, or why it is refused.
+    pub description: Result<Description, Failure>,
+}
+
+/// The directories to look in: those configured, else those of `KEYSTEAD_PLUGIN_PATH` (separated by colons), else the
+/// executable's own directory and `/usr/lib/keystead/plugins`.
+#[must_use]
+pub fn search_path(
+    configured: &[PathBuf],
+    variable: Option<&OsStr>,
+    executable: Option<&Path>,
+) -> Vec<PathBuf> {
+    if !configured.is_empty() {
+        return configured.to_vec();
+    }
+    match variable.filter(|paths| !paths.is_empty()) {
+        Some(paths) => env::split_paths(paths).collect(),
+        None => executable
+            .and_then(Path::parent)
+            .map(Path::to_path_buf)
+            .into_iter()
+            .chain([PathBuf::from(SYSTEM)])
+            .collect(),
+    }
+}
+
+/// The file of a plugin: the first on the path.
+pub(crate) fn first(path: &[PathBuf], name: &str) -> Result<PathBuf, Failure> {
+    if !is_name(name) {
+        return Err(Failure::invalid(format!(
+            "`{name}` can't be the name of a plugin: expected lower-case letters, digits and hyphens"
+        )));
+    }
+    let file = format!("{PREFIX}{}{SUFFIX}", name.replace('-', "_"));
+    path.iter()
+        .map(|directory| directory.join(&file))
+        .find(|file| file.symlink_metadata().is_ok())
+        .ok_or_else(|| {
+            Failure::new(
+                Class::NotFound,
+                format!("plugin `{name}` was not found: no {file} in {}", joined(path)),
+            )
+        })
+}
+
+/// Every plugin file on the path, by name.
+pub(crate) fn all(path: &[PathBuf]) -> Vec<(String, PathBuf)> {
+    let mut found = Vec::new();
+    for directory in path {
+        let mut files: Vec<PathBuf> =
+            fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        files.sort();
+        found.extend(files.into_iter().filter_map(|file| Some((name_of(&file)?, file))));
+    }
+    found
+}
+
+fn name_of(file: &Path) -> Option<String> {
+    let name = file.file_name()?.to_str()?.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.replace('_', "-");
+    is_name(&name).then_some(name)
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 64
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+}
+
+fn joined(path: &[PathBuf]) -> String {
+    path.iter().map(|directory| directory.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configured_directories_come_before_the_variable_and_that_before_the_defaults() {
+        let exe = Some(Path::new("/opt/keystead/bin/keystead"));
+        assert_eq!(search_path(&["/a".into()], Some(OsStr::new("/b")), exe), [PathBuf::from("/a")]);
+        assert_eq!(
+            search_path(&[], Some(OsStr::new("/b:/c")), exe),
+            [PathBuf::from("/b"), PathBuf::from("/c")]
+        );
+        assert_eq!(search_path(&[], None, exe), [PathBuf::from("/opt/keystead/bin"), PathBuf::from(SYSTEM)]);
+    }
+
+    #[test]
+    fn a_name_never_leads_out_of_its_directory() {
+        for name in ["../evil", "a/b", "", "UPPER", "a.b", "a_b"] {
+            assert_eq!(first(&["/tmp".into()], name).unwrap_err().class, Class::InvalidInput, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_missing_plugin_is_named_with_where_it_was_looked_for() {
+        let failure = first(&["/nowhere".into(), "/neither".into()], "in-house").unwrap_err();
+        assert_eq!(
+            failure.to_string(),
+            "plugin `in-house` was not found: no libkeystead_plugin_in_house.so in /nowhere, /neither"
+        );
+    }
+}

@@ -1,0 +1,507 @@
+//! One plugin opened with one configuration: its keys as the host believes them, and calls that can't hang anybody.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use keystead_plugin_api::{
+    Algorithm, CallClass, Severity,
+    abi::{KEY_ID_MAX, LANE_HOUSEKEEPING, LANE_INLINE},
+    algorithm::{Family, Operation},
+};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    time::timeout_at,
+};
+
+use crate::{
+    Class, Description, Failure, Finding, Host,
+    instance::{Call, Instance, RawKey},
+    lanes::Lanes,
+    native,
+    services::{Secrets, Services},
+    verify::{Challenge, PublicKey},
+};
+
+/// How long opening, listing and health may take before the host stops waiting: a token behind a slow network, or a
+/// directory with thousands of encrypted files, takes a while.
+const HOUSEKEEPING_DEADLINE: Duration = Duration::from_secs(120);
+
+/// How long a call waits for its turn among the inline calls before it goes to a lane instead.
+const INLINE_WAIT: Duration = Duration::from_millis(100);
+
+/// The longest SubjectPublicKeyInfo: an RSA key of 16,384 bits has some 2 kB.
+const SPKI_MAX: usize = 16 << 10;
+
+/// Which signatures are verified before they leave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a setting with three values")]
+pub enum VerifySignatures {
+    /// Those of RSA keys, where it costs 3 % of a signature and stops fault attacks on CRT.
+    #[default]
+    Rsa,
+    /// All.
+    Always,
+    /// None.
+    Never,
+}
+
+/// What one store may use.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "the server fills it in as a literal")]
+pub struct Limits {
+    /// Lanes: calls to blocking keys that run at once.
+    pub lanes: u32,
+    /// Calls that wait for a lane; more are shed.
+    pub queue: usize,
+}
+
+/// What makes a store.
+#[expect(clippy::exhaustive_structs, reason = "the server fills it in as a literal")]
+pub struct StoreSpec {
+    /// The name in logs, metrics and output.
+    pub name: String,
+    /// The plugin's name.
+    pub plugin: String,
+    /// What the plugin gets as its configuration. May hold secrets.
+    pub config: serde_json::Value,
+    /// The secrets that the plugin may ask for.
+    pub secrets: Box<dyn Secrets>,
+    /// What it may use.
+    pub limits: Limits,
+    /// Which signatures are verified.
+    pub verify_signatures: VerifySignatures,
+}
+
+/// A store: closed at first, then open, for as long as its keys are served.
+pub struct Store {
+    name: String,
+    plugin: String,
+    host: Arc<Host>,
+    services: &'static Services,
+    instance: RwLock<Option<Arc<dyn Instance>>>,
+    description: Mutex<Option<Description>>,
+    lanes: Arc<Lanes>,
+    housekeeping: Lanes,
+    limits: Limits,
+    inline: Arc<Semaphore>,
+    verify_signatures: VerifySignatures,
+}
+
+/// A key whose description was checked: its parts fit each other.
+pub struct Key {
+    id: Vec<u8>,
+    spki: Vec<u8>,
+    label: String,
+    algorithms: Vec<Algorithm>,
+    class: CallClass,
+    public: PublicKey,
+    proven: AtomicBool,
+}
+
+/// The keys of a store, and what was wrong with the rest.
+#[derive(Default)]
+#[non_exhaustive]
+pub struct Listing {
+    /// The keys.
+    pub keys: Vec<Arc<Key>>,
+    /// What the operator should know, from the plugin and from the host's checks.
+    pub findings: Vec<Finding>,
+}
+
+/// What goes with a call.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "the server fills it in as a literal")]
+pub struct Request<'a> {
+    /// For logs; may be empty.
+    pub id: &'a str,
+    /// When nobody waits for the answer any more.
+    pub deadline: Instant,
+}
+
+impl Store {
+    /// A store that isn't open yet. Nothing of the plugin is touched.
+    #[must_use]
+    pub fn new(host: &Arc<Host>, spec: StoreSpec) -> Self {
+        let services =
+            Services::new(&spec.name, &spec.plugin, &spec.config, spec.secrets, Arc::clone(&host.latch));
+        Self {
+            lanes: Arc::new(Lanes::new(&spec.name, 0, spec.limits.lanes, spec.limits.queue)),
+            housekeeping: Lanes::new(&format!("{}/housekeeping", spec.name), LANE_HOUSEKEEPING, 1, 1),
+            host: Arc::clone(host),
+            inline: Arc::clone(&host.inline),
+            instance: RwLock::default(),
+            description: Mutex::default(),
+            services,
+            limits: spec.limits,
+            verify_signatures: spec.verify_signatures,
+            name: spec.name,
+            plugin: spec.plugin,
+        }
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The plugin's name.
+    #[must_use]
+    pub fn plugin(&self) -> &str {
+        &self.plugin
+    }
+
+    /// What it may use.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// What the plugin says it is; `None` until it has been loaded.
+    #[must_use]
+    pub fn description(&self) -> Option<Description> {
+        self.description.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Loads the plugin where that hasn't happened yet, and opens the store.
+    ///
+    /// # Errors
+    ///
+    /// What the plugin's file is refused for, or what the plugin answered. Only a failure that
+    /// [`is_transient`](Class::is_transient) is worth another try.
+    pub async fn open(&self) -> Result<(), Failure> {
+        let (host, plugin, services) = (Arc::clone(&self.host), self.plugin.clone(), self.services);
+        let opened = self
+            .housekeep(move |_| {
+                let plugin = host.plugin(&plugin)?;
+                Ok((plugin.description.clone(), native::open(plugin.table, services)?))
+            })
+            .await;
+        let (description, instance) = opened?;
+        *self.description.lock().unwrap_or_else(PoisonError::into_inner) = Some(description);
+        *self.instance.write().unwrap_or_else(PoisonError::into_inner) = Some(instance);
+        Ok(())
+    }
+
+    /// Lists the keys. A key whose parts don't fit each other becomes a finding.
+    ///
+    /// # Errors
+    ///
+    /// What the plugin answered, or that the store isn't open.
+    pub async fn keys(&self) -> Result<Listing, Failure> {
+        let instance = self.instance()?;
+        let raw = self.housekeep(move |call| instance.keys(call)).await?;
+        let mut listing = Listing { keys: Vec::new(), findings: raw.findings };
+        let mut seen = HashSet::new();
+        for key in raw.keys {
+            let label = key.label.clone();
+            match Key::check(key, &mut seen) {
+                Ok(key) => listing.keys.push(Arc::new(key)),
+                Err(message) => listing.findings.push(Finding {
+                    severity: Severity::Error,
+                    subject: label,
+                    failure: Failure::internal(message),
+                    hint: format!("this is a defect of the plugin `{}`; tell its vendor", self.plugin),
+                }),
+            }
+        }
+        Ok(listing)
+    }
+
+    /// Asks the plugin how it is; the answer changes whenever the listing of keys has changed.
+    ///
+    /// # Errors
+    ///
+    /// What the plugin answered, or that the store isn't open.
+    pub async fn health(&self) -> Result<u64, Failure> {
+        let instance = self.instance()?;
+        self.housekeep(move |call| instance.health(call)).await
+    }
+
+    /// Waits until the plugin says that its keys have changed.
+    pub async fn keys_changed(&self) {
+        self.services.keys_changed().await;
+    }
+
+    /// Signs or decrypts with a key of this store's listing, as the algorithm says. Inline keys are called right here;
+    /// others on the store's lanes.
+    ///
+    /// # Errors
+    ///
+    /// [`Class::Unsupported`] where the key can't do the algorithm, [`Class::InvalidInput`] for an input of the wrong
+    /// length, [`Class::Shed`] where the queue is full, [`Class::Deadline`], and what the plugin answered.
+    pub async fn perform(
+        &self,
+        key: &Arc<Key>,
+        algorithm: Algorithm,
+        input: &[u8],
+        request: Request<'_>,
+    ) -> Result<Vec<u8>, Failure> {
+        key.accepts(algorithm, input)?;
+        let instance = self.instance()?;
+        let result = match self.turn(key).await {
+            Some(_turn) => call(&*instance, key, algorithm, input, LANE_INLINE, None, request.id),
+            None => self.on_lane(instance, key, algorithm, input, request).await,
+        }?;
+        self.believe(key, algorithm, input, result)
+    }
+
+    /// Has the key answer a fresh challenge.
+    ///
+    /// # Errors
+    ///
+    /// That the key doesn't do what it says, or what the plugin answered.
+    pub async fn prove(&self, key: &Arc<Key>, deadline: Instant) -> Result<(), Failure> {
+        if let Some(algorithm) = key.provable() {
+            let challenge = Challenge::new(&key.public, algorithm)
+                .ok_or_else(|| Failure::internal("no challenge could be made"))?;
+            let request = Request { id: "proof", deadline };
+            let answer = self.perform(key, algorithm, &challenge.input, request).await?;
+            if !challenge.is_met(&key.public, &answer) {
+                return Err(lie(key, algorithm));
+            }
+        }
+        key.proven.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Closes the store within `grace`; calls that hang are left to themselves.
+    pub async fn close(&self, grace: Duration) {
+        let instance = self.instance.write().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(instance) = instance {
+            let closing = self.housekeep(move |_| {
+                instance.close(grace);
+                Ok(())
+            });
+            if tokio::time::timeout(grace, closing).await.is_err() {
+                tracing::warn!(store = self.name, "the store did not close within {grace:?}");
+            }
+        }
+        self.services.forget();
+    }
+
+    fn instance(&self) -> Result<Arc<dyn Instance>, Failure> {
+        let instance = self.instance.read().unwrap_or_else(PoisonError::into_inner);
+        instance.clone().ok_or_else(|| Failure::new(Class::Unavailable, "the store is not open"))
+    }
+
+    /// The right to run inline; `None` where the call belongs on a lane.
+    async fn turn(&self, key: &Key) -> Option<tokio::sync::SemaphorePermit<'_>> {
+        if key.class != CallClass::Inline {
+            return None;
+        }
+        match self.inline.try_acquire() {
+            Ok(turn) => Some(turn),
+            Err(_) => tokio::time::timeout(INLINE_WAIT, self.inline.acquire()).await.ok()?.ok(),
+        }
+    }
+
+    async fn on_lane(
+        &self,
+        instance: Arc<dyn Instance>,
+        key: &Arc<Key>,
+        algorithm: Algorithm,
+        input: &[u8],
+        request: Request<'_>,
+    ) -> Result<Vec<u8>, Failure> {
+        let (answer, result) = oneshot::channel();
+        let (key, input, id, deadline) =
+            (Arc::clone(key), input.to_vec(), request.id.to_owned(), request.deadline);
+        let job = move |lane| {
+            // Nobody waits any more: the device is spared the call.
+            if !answer.is_closed() && Instant::now() < deadline {
+                let _ = answer.send(call(&*instance, &key, algorithm, &input, lane, Some(deadline), &id));
+            }
+        };
+        self.lanes.submit(Box::new(job)).map_err(|_| shed(self.limits))?;
+        match timeout_at(request.deadline.into(), result).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) if Instant::now() < request.deadline => {
+                Err(Failure::internal("the lane gave no answer"))
+            }
+            _ => Err(Failure::new(Class::Deadline, "the plugin did not answer within the deadline")),
+        }
+    }
+
+    /// Runs something on the housekeeping lane.
+    async fn housekeep<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Call<'_>) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let (answer, result) = oneshot::channel();
+        let deadline = Instant::now() + HOUSEKEEPING_DEADLINE;
+        let run = move |lane| {
+            let _ = answer.send(job(&Call { lane, deadline: Some(deadline), request_id: "" }));
+        };
+        self.housekeeping
+            .submit(Box::new(run))
+            .map_err(|_| Failure::new(Class::Unavailable, "the plugin still hangs in an earlier call"))?;
+        match timeout_at(deadline.into(), result).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Failure::internal("the lane gave no answer")),
+            Err(_) => Err(Failure::new(
+                Class::Unavailable,
+                format!("the plugin did not answer within {} s", HOUSEKEEPING_DEADLINE.as_secs()),
+            )),
+        }
+    }
+
+    /// Lets a result leave only in the shape that its algorithm has, and, where asked for, only if it verifies.
+    fn believe(
+        &self,
+        key: &Key,
+        algorithm: Algorithm,
+        input: &[u8],
+        result: Vec<u8>,
+    ) -> Result<Vec<u8>, Failure> {
+        let verify = match self.verify_signatures {
+            VerifySignatures::Rsa => key.family() == Family::Rsa,
+            VerifySignatures::Always => true,
+            VerifySignatures::Never => false,
+        };
+        let signs = algorithm.operation() == Operation::Sign;
+        let shaped = match key.family() {
+            Family::Ecdsa => !result.is_empty(),
+            _ => result.len() == key.public.result_max(),
+        };
+        if !shaped || (verify && signs && !key.public.verifies(algorithm, input, &result)) {
+            return Err(lie(key, algorithm));
+        }
+        Ok(result)
+    }
+}
+
+impl Key {
+    /// Believes a key only if its parts fit each other.
+    fn check(raw: RawKey, seen: &mut HashSet<Vec<u8>>) -> Result<Self, String> {
+        if raw.id.is_empty() || raw.id.len() > KEY_ID_MAX {
+            return Err(format!("a key's id has {} bytes, expected 1 to {KEY_ID_MAX}", raw.id.len()));
+        }
+        if !seen.insert(raw.id.clone()) {
+            return Err("two keys have the same id".to_owned());
+        }
+        if raw.spki.len() > SPKI_MAX {
+            return Err(format!("the public key has {} bytes, expected at most {SPKI_MAX}", raw.spki.len()));
+        }
+        let public = PublicKey::parse(&raw.spki)
+            .ok_or("the public key is not a SubjectPublicKeyInfo of an RSA, EC or Ed25519 key")?;
+        let algorithms: Vec<Algorithm> = raw
+            .algorithms
+            .iter()
+            .filter_map(|number| Algorithm::from_number(*number))
+            .filter(|algorithm| algorithm.family() == public.family())
+            .collect();
+        if algorithms.is_empty() {
+            return Err("the key has no algorithm that fits its type".to_owned());
+        }
+        let proven = AtomicBool::new(false);
+        Ok(Self {
+            id: raw.id,
+            spki: raw.spki,
+            label: raw.label,
+            algorithms,
+            class: raw.class,
+            public,
+            proven,
+        })
+    }
+
+    /// DER SubjectPublicKeyInfo.
+    #[must_use]
+    pub fn spki(&self) -> &[u8] {
+        &self.spki
+    }
+
+    /// What the operator calls it.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// The key's type.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        self.public.family()
+    }
+
+    /// Bits of the modulus, or of the curve's field.
+    #[must_use]
+    pub fn bits(&self) -> u32 {
+        self.public.bits()
+    }
+
+    /// What the key can do.
+    #[must_use]
+    pub fn algorithms(&self) -> &[Algorithm] {
+        &self.algorithms
+    }
+
+    /// How it is called.
+    #[must_use]
+    pub fn call_class(&self) -> CallClass {
+        self.class
+    }
+
+    /// Whether it has met a challenge since it was listed.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.proven.load(Ordering::Acquire)
+    }
+
+    fn accepts(&self, algorithm: Algorithm, input: &[u8]) -> Result<(), Failure> {
+        if !self.algorithms.contains(&algorithm) {
+            return Err(Failure::new(
+                Class::Unsupported,
+                format!("{algorithm} is not supported by this key"),
+            ));
+        }
+        if !algorithm.takes(input) {
+            let len = input.len();
+            return Err(Failure::invalid(format!("{algorithm} does not take an input of {len} bytes")));
+        }
+        Ok(())
+    }
+
+    /// The strongest signing algorithm, or, for a key that only decrypts, decryption.
+    fn provable(&self) -> Option<Algorithm> {
+        let preferred = [Algorithm::RsaPkcs1Sha256, Algorithm::EcdsaSha256, Algorithm::RsaPssSha256];
+        preferred
+            .into_iter()
+            .find(|algorithm| self.algorithms.contains(algorithm))
+            .or_else(|| self.algorithms.first().copied())
+    }
+}
+
+/// The one call to the plugin, with a buffer of its own.
+fn call(
+    instance: &dyn Instance,
+    key: &Key,
+    algorithm: Algorithm,
+    input: &[u8],
+    lane: u32,
+    deadline: Option<Instant>,
+    request_id: &str,
+) -> Result<Vec<u8>, Failure> {
+    let mut out = vec![0; key.public.result_max()];
+    let call = Call { lane, deadline, request_id };
+    let len = instance.perform(&call, algorithm.operation(), &key.id, algorithm.number(), input, &mut out)?;
+    out.truncate(len);
+    Ok(out)
+}
+
+fn lie(key: &Key, algorithm: Algorithm) -> Failure {
+    Failure::internal(format!("the answer of key `{}` for {algorithm} is wrong; it was held back", key.label))
+}
+
+fn shed(limits: Limits) -> Failure {
+    Failure::new(
+        Class::Shed,
+        format!("all {} lanes are busy and {} calls wait already", limits.lanes, limits.queue),
+    )
+}

@@ -1,0 +1,1 @@
+//! Builds the plugin libraries that tests load.

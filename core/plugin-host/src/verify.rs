@@ -1,0 +1,243 @@
+//! Does a key do what it says? Verification with the public half, by AWS-LC: for proofs of possession, and for
+//! signatures before they leave.
+//!
+//! aws-lc-rs has no verification of some digests and curves that the wire protocol has (MD5‖SHA-1, SHA-224, P-224), so
+//! this module calls AWS-LC itself.
+
+use std::ptr::{self, NonNull};
+
+use aws_lc_sys as sys;
+use keystead_plugin_api::{
+    Algorithm, Input,
+    algorithm::{Family, Operation},
+};
+
+/// Separates what a proof signs from everything that is signed in earnest: TLS 1.3 signs 64 spaces and a context, and
+/// TLS 1.2 two random values, none of which starts like this.
+const DOMAIN: &[u8] = b"keystead: proof of possession\0";
+
+/// A public key that AWS-LC has parsed.
+pub(crate) struct PublicKey {
+    key: NonNull<sys::EVP_PKEY>,
+    family: Family,
+}
+
+// SAFETY: AWS-LC lets many threads use an EVP_PKEY at once as long as none changes it (evp.h), and none does.
+unsafe impl Send for PublicKey {}
+// SAFETY: as above.
+unsafe impl Sync for PublicKey {}
+
+impl PublicKey {
+    /// Parses a DER SubjectPublicKeyInfo (RFC 5280 section 4.1); `None` where it isn't one of an RSA, EC or Ed25519 key.
+    pub(crate) fn parse(spki: &[u8]) -> Option<Self> {
+        let mut input = sys::CBS { data: ptr::null(), len: 0 };
+        // SAFETY: `input` and `spki` live through both calls; the result is an owned key or NULL.
+        let (key, rest) = unsafe {
+            sys::CBS_init(&raw mut input, spki.as_ptr(), spki.len());
+            (NonNull::new(sys::EVP_parse_public_key(&raw mut input))?, input.len)
+        };
+        // SAFETY: `key` is valid and owned.
+        let family = match unsafe { sys::EVP_PKEY_id(key.as_ptr()) } {
+            sys::EVP_PKEY_RSA => Some(Family::Rsa),
+            sys::EVP_PKEY_EC => Some(Family::Ecdsa),
+            sys::EVP_PKEY_ED25519 => Some(Family::Ed25519),
+            _ => None,
+        };
+        // From here on dropping frees the key.
+        let parsed = Self { key, family: family.unwrap_or(Family::Rsa) };
+        (family.is_some() && rest == 0).then_some(parsed)
+    }
+
+    pub(crate) fn family(&self) -> Family {
+        self.family
+    }
+
+    /// Bits of the modulus, or of the curve's field.
+    pub(crate) fn bits(&self) -> u32 {
+        // SAFETY: the key is valid.
+        u32::try_from(unsafe { sys::EVP_PKEY_bits(self.key.as_ptr()) }).unwrap_or(0)
+    }
+
+    /// How long results of this key can be, in bytes.
+    pub(crate) fn result_max(&self) -> usize {
+        // SAFETY: the key is valid. For EC this is the longest DER ECDSA-Sig-Value.
+        usize::try_from(unsafe { sys::EVP_PKEY_size(self.key.as_ptr()) }).unwrap_or(0)
+    }
+
+    /// Whether a signature is this key's over an input of the algorithm.
+    pub(crate) fn verifies(&self, algorithm: Algorithm, input: &[u8], signature: &[u8]) -> bool {
+        if algorithm.family() != self.family
+            || algorithm.operation() != Operation::Sign
+            || !algorithm.takes(input)
+        {
+            return false;
+        }
+        match algorithm {
+            Algorithm::Ed25519 => self.verifies_message(input, signature),
+            _ => self.verifies_digest(algorithm, input, signature).is_some(),
+        }
+    }
+
+    fn verifies_message(&self, message: &[u8], signature: &[u8]) -> bool {
+        // SAFETY: the context is freed on every way out; all pointers live through the calls.
+        unsafe {
+            let context = sys::EVP_MD_CTX_new();
+            let good = !context.is_null()
+                && sys::EVP_DigestVerifyInit(
+                    context,
+                    ptr::null_mut(),
+                    ptr::null(),
+                    ptr::null_mut(),
+                    self.key.as_ptr(),
+                ) == 1
+                && sys::EVP_DigestVerify(
+                    context,
+                    signature.as_ptr(),
+                    signature.len(),
+                    message.as_ptr(),
+                    message.len(),
+                ) == 1;
+            sys::EVP_MD_CTX_free(context);
+            forget_errors();
+            good
+        }
+    }
+
+    fn verifies_digest(&self, algorithm: Algorithm, digest: &[u8], signature: &[u8]) -> Option<()> {
+        let context = Context::new(self)?;
+        let raw = context.0.as_ptr();
+        // SAFETY: the context is valid and made for this key; digests and signature live through the call.
+        unsafe {
+            done(sys::EVP_PKEY_verify_init(raw))?;
+            if self.family == Family::Rsa {
+                set_rsa(raw, algorithm, digest.len())?;
+            }
+            done(sys::EVP_PKEY_verify(
+                raw,
+                signature.as_ptr(),
+                signature.len(),
+                digest.as_ptr(),
+                digest.len(),
+            ))
+        }
+    }
+
+    /// A block that decrypts to PKCS#1 v1.5 padding and `secret` (RFC 8017 section 7.2.1).
+    fn encrypt(&self, secret: &[u8]) -> Option<Vec<u8>> {
+        let context = Context::new(self)?;
+        let raw = context.0.as_ptr();
+        let mut block = vec![0; self.result_max()];
+        let mut len = block.len();
+        // SAFETY: the context is valid and made for this key; `block` has `len` bytes.
+        unsafe {
+            done(sys::EVP_PKEY_encrypt_init(raw))?;
+            done(sys::EVP_PKEY_CTX_set_rsa_padding(raw, sys::RSA_PKCS1_PADDING))?;
+            done(sys::EVP_PKEY_encrypt(
+                raw,
+                block.as_mut_ptr(),
+                &raw mut len,
+                secret.as_ptr(),
+                secret.len(),
+            ))?;
+        }
+        block.truncate(len);
+        Some(block)
+    }
+}
+
+impl Drop for PublicKey {
+    fn drop(&mut self) {
+        // SAFETY: the key is valid and owned, and not used after this.
+        unsafe { sys::EVP_PKEY_free(self.key.as_ptr()) }
+    }
+}
+
+struct Context(NonNull<sys::EVP_PKEY_CTX>);
+
+impl Context {
+    fn new(key: &PublicKey) -> Option<Self> {
+        // SAFETY: the key is valid; the context takes a reference of its own.
+        NonNull::new(unsafe { sys::EVP_PKEY_CTX_new(key.key.as_ptr(), ptr::null_mut()) }).map(Self)
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: the context is valid and owned, and not used after this.
+        unsafe { sys::EVP_PKEY_CTX_free(self.0.as_ptr()) }
+        forget_errors();
+    }
+}
+
+/// # Safety
+///
+/// `raw` is a valid context for an RSA key, initialised for verification.
+unsafe fn set_rsa(raw: *mut sys::EVP_PKEY_CTX, algorithm: Algorithm, digest: usize) -> Option<()> {
+    let pss =
+        matches!(algorithm, Algorithm::RsaPssSha256 | Algorithm::RsaPssSha384 | Algorithm::RsaPssSha512);
+    // SAFETY: the caller promises the context; digests are static.
+    unsafe {
+        let md = match digest {
+            20 => sys::EVP_sha1(),
+            28 => sys::EVP_sha224(),
+            32 => sys::EVP_sha256(),
+            36 => sys::EVP_md5_sha1(),
+            48 => sys::EVP_sha384(),
+            _ => sys::EVP_sha512(),
+        };
+        if pss {
+            done(sys::EVP_PKEY_CTX_set_rsa_padding(raw, sys::RSA_PKCS1_PSS_PADDING))?;
+            done(sys::EVP_PKEY_CTX_set_signature_md(raw, md))?;
+            done(sys::EVP_PKEY_CTX_set_rsa_mgf1_md(raw, md))?;
+            done(sys::EVP_PKEY_CTX_set_rsa_pss_saltlen(raw, -1)) // as long as the hash
+        } else {
+            done(sys::EVP_PKEY_CTX_set_rsa_padding(raw, sys::RSA_PKCS1_PADDING))?;
+            done(sys::EVP_PKEY_CTX_set_signature_md(raw, md))
+        }
+    }
+}
+
+fn done(result: std::ffi::c_int) -> Option<()> {
+    (result == 1).then_some(())
+}
+
+/// AWS-LC keeps errors per thread; nobody here reads them, so that they must not pile up.
+fn forget_errors() {
+    // SAFETY: the call has no conditions.
+    unsafe { sys::ERR_clear_error() }
+}
+
+/// A question that only the holder of the private key can answer, fresh and of a domain of its own.
+pub(crate) struct Challenge {
+    pub(crate) algorithm: Algorithm,
+    pub(crate) input: Vec<u8>,
+    secret: [u8; 32],
+}
+
+impl Challenge {
+    /// A challenge for an algorithm; `None` where there is no randomness, or the key is too small for it.
+    pub(crate) fn new(key: &PublicKey, algorithm: Algorithm) -> Option<Self> {
+        let mut secret = [0; 32];
+        aws_lc_rs::rand::fill(&mut secret).ok()?;
+        let input = match algorithm.input() {
+            Input::Digest(len) => digest(len, &secret),
+            Input::Message => [DOMAIN, &secret].concat(),
+            _ => key.encrypt(&secret)?,
+        };
+        Some(Self { algorithm, input, secret })
+    }
+
+    /// Whether the answer is right.
+    pub(crate) fn is_met(&self, key: &PublicKey, answer: &[u8]) -> bool {
+        match self.algorithm.operation() {
+            Operation::Decrypt => answer.starts_with(&[0, 2]) && answer.ends_with(&self.secret),
+            _ => key.verifies(self.algorithm, &self.input, answer),
+        }
+    }
+}
+
+/// As many bytes of SHA-512 as the algorithm's digest has: what is proven is the key, not the hash.
+fn digest(len: usize, secret: &[u8]) -> Vec<u8> {
+    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA512, &[DOMAIN, secret].concat());
+    hash.as_ref().get(..len).unwrap_or_default().to_vec()
+}
