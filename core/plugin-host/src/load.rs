@@ -212,7 +212,7 @@ fn exports_entry_point(content: &[u8]) -> Result<(), String> {
         return Err("is not an ELF library".to_owned());
     }
     let own = own_machine();
-    let machine = content.get(18..20).map(|bytes| u16::from_le_bytes([bytes[0], bytes[1]]));
+    let machine = content.get(18..20).and_then(|bytes| bytes.try_into().ok()).map(u16::from_le_bytes);
     if kind != FileKind::Elf64 || machine != Some(own) {
         return Err(format!(
             "is a library for another machine (ELF machine {}, expected {own}, 64 bits)",

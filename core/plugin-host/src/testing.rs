@@ -1,1 +1,176 @@
-//! Builds the plugin libraries that tests load.
+//! Builds the plugin libraries that tests load, and puts them where the host finds them.
+//!
+//! A test of any crate asks for a plugin by its package, and gets a file that is as new as the sources: cargo itself
+//! decides whether there is anything to build. It builds for the profile and into the target directory that the test
+//! was built with, so that a plain `cargo test -p X` does all that is needed.
+//!
+//! Everything here panics where it fails, as a test's own assertions do.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    ffi::{OsStr, OsString},
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::{Mutex, PoisonError},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A plugin directory of a test's own, removed when dropped: mode 0755 whatever the umask.
+#[derive(Debug)]
+pub struct PluginDir(TempDir);
+
+impl PluginDir {
+    /// A directory with the plugins of these packages.
+    ///
+    /// # Panics
+    ///
+    /// Where a package can't be built, or the directory can't be made.
+    #[must_use]
+    pub fn with(packages: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap_or_else(|error| panic!("no temporary directory: {error}"));
+        set_mode(directory.path(), 0o755);
+        for package in packages {
+            install(directory.path(), package);
+        }
+        Self(directory)
+    }
+
+    /// Where it is: an entry for `plugins.path`.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+/// Builds a package and copies its library into a directory, under its own name and with mode 0644; answers the copy.
+///
+/// # Panics
+///
+/// Where the package can't be built, or the file not be written.
+pub fn install(directory: &Path, package: &str) -> PathBuf {
+    let library = library(package);
+    let copy = directory.join(library.file_name().unwrap_or_default());
+    fs::copy(&library, &copy).unwrap_or_else(|error| panic!("{}: {error}", copy.display()));
+    set_mode(&copy, 0o644);
+    copy
+}
+
+/// Builds a package of this workspace whose library is a `cdylib`, and answers where that is. Once per package and
+/// process.
+///
+/// # Panics
+///
+/// Where the package can't be built, with cargo's own words.
+#[must_use]
+pub fn library(package: &str) -> PathBuf {
+    static BUILT: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
+    // Held while building, so that tests that want the same library wait for one build.
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    built.entry(package.to_owned()).or_insert_with(|| build(package)).clone()
+}
+
+fn build(package: &str) -> PathBuf {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--message-format=json-render-diagnostics", "--package", package]);
+    let output = command
+        .args(same_build())
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("cargo can't be run: {error}"));
+    let library = output.status.success().then(|| artifact(package, &output)).flatten();
+    library.unwrap_or_else(|| {
+        panic!("no library of `{package}` was built:\n{}", String::from_utf8_lossy(&output.stderr))
+    })
+}
+
+/// The library among what cargo says it built or found fresh.
+fn artifact(package: &str, output: &Output) -> Option<PathBuf> {
+    let name = package.replace('-', "_");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let artifacts = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message.pointer("/target/name").is_some_and(|target| *target == name));
+    let mut files = artifacts
+        .flat_map(|message| message.get("filenames").and_then(Value::as_array).cloned().unwrap_or_default());
+    files.find_map(|file| file.as_str().filter(|file| file.ends_with(".so")).map(PathBuf::from))
+}
+
+/// The options that make cargo build as the running test was built, which is `TARGET_DIR[/TRIPLE]/PROFILE/deps/TEST`.
+fn same_build() -> Vec<OsString> {
+    let test = env::current_exe().unwrap_or_else(|error| panic!("where is the running test? {error}"));
+    options(&test, |directory| directory.join("CACHEDIR.TAG").exists())
+}
+
+/// `is_target_dir` knows a target directory by the tag that cargo leaves there.
+fn options(test: &Path, is_target_dir: impl Fn(&Path) -> bool) -> Vec<OsString> {
+    let target = test.ancestors().skip(1).find(|directory| is_target_dir(directory));
+    let target = target.unwrap_or_else(|| panic!("{} is in no target directory", test.display()));
+    let mut below = test.strip_prefix(target).unwrap_or(test).iter();
+    let mut profile = below.next().unwrap_or_default();
+    let mut options = vec!["--target-dir".into(), target.into()];
+    if is_triple(profile) {
+        options.extend(["--target".into(), profile.into()]);
+        profile = below.next().unwrap_or_default();
+    }
+    options.extend(["--profile".into(), profile_of(profile).into()]);
+    options
+}
+
+/// A triple is there only if `--target` was given, and then before the profile. No profile has three parts by custom.
+fn is_triple(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| name.split('-').count() >= 3)
+}
+
+/// The profile of a directory: `dev` is the one that is called differently.
+fn profile_of(directory: &OsStr) -> &OsStr {
+    if directory == "debug" { OsStr::new("dev") } else { directory }
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options_of(test: &str) -> Vec<String> {
+        let options = options(Path::new(test), |directory| directory == Path::new("/t"));
+        options.into_iter().map(|option| option.into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn builds_as_the_running_test_was_built() {
+        let plain = ["--target-dir", "/t", "--profile", "dev"];
+        assert_eq!(options_of("/t/debug/deps/store-0123"), plain);
+        assert_eq!(options_of("/t/debug/keystead"), plain);
+        assert_eq!(options_of("/t/release/deps/x")[2..], ["--profile", "release"]);
+        assert_eq!(
+            options_of("/t/x86_64-unknown-linux-gnu/bench/deps/x")[2..],
+            ["--target", "x86_64-unknown-linux-gnu", "--profile", "bench"]
+        );
+    }
+
+    #[test]
+    fn installs_a_library_that_only_its_owner_can_write() {
+        let directory = PluginDir::with(&["keystead-plugin-hostile"]);
+        let file = directory.path().join("libkeystead_plugin_hostile.so");
+        assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o644);
+        assert_eq!(fs::metadata(directory.path()).unwrap().permissions().mode() & 0o777, 0o755);
+    }
+
+    #[test]
+    #[should_panic(expected = "package ID specification `keystead-plugin-nowhere`")]
+    fn a_package_that_cannot_be_built_is_told_in_the_words_of_cargo() {
+        let _ = library("keystead-plugin-nowhere");
+    }
+}
