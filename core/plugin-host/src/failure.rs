@@ -92,7 +92,8 @@ pub struct Failure {
 }
 
 impl Failure {
-    pub(crate) fn new(class: Class, message: impl Into<String>) -> Self {
+    /// A failure of a class, with a sentence for the operator.
+    pub fn new(class: Class, message: impl Into<String>) -> Self {
         Self { class, message: message.into(), vendor: None, retry_after: None }
     }
 

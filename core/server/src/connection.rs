@@ -1,0 +1,274 @@
+//! One client: frames in, answers out, in the order they complete.
+//!
+//! The reader decodes together whatever one read brought. What needs no waiting is answered on the spot, and a batch is
+//! spread over the workers; the rest becomes tasks. The writer sends whatever is ready in one write. A request holds
+//! its share of the connection's budget until its answer is written, so that neither a flood of requests nor a client
+//! that doesn't read takes more memory than the budget.
+
+use std::{
+    io,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::poll_immediate;
+use keystead_protocol::{ErrorCode, Frame, HEADER_LEN, MAX_FRAME, Request, Response, VERSION_MAJOR};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::{sleep_until, timeout},
+};
+
+use crate::{config::Limits, service::Service, tls::Peer};
+
+/// Bytes of requests that one connection may have in work: 64 of the largest, or thousands of the usual.
+const BYTES_IN_FLIGHT: usize = 64 * MAX_FRAME;
+
+/// What one read may bring: sixteen padded requests, one TLS record.
+const READ: usize = 16 << 10;
+
+/// Fewer requests than this at once are not worth another worker's wake-up.
+const SHARE: usize = 4;
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The client closed it, or was idle, or the server is stopping.
+    Clean,
+    /// The client sent something that isn't the protocol.
+    Malformed,
+    /// The client didn't take its answers, or let a frame hang.
+    Stalled,
+    /// Reading or writing failed.
+    Broken,
+}
+
+/// Serves one connection to its end.
+pub async fn serve<S>(
+    stream: S,
+    peer: Arc<Peer>,
+    service: Arc<Service>,
+    limits: &Limits,
+    stop: watch::Receiver<bool>,
+) -> End
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (input, output) = tokio::io::split(stream);
+    let (answers, ready) = mpsc::unbounded_channel(); // bounded by the budget: each answer holds a share of it
+    let client = Client {
+        peer,
+        service,
+        answers,
+        requests: Arc::new(Semaphore::new(limits.in_flight)),
+        bytes: Arc::new(Semaphore::new(BYTES_IN_FLIGHT)),
+    };
+    let mut writer = pin!(write(output, ready, limits.write_timeout));
+    let mut reader =
+        pin!(Reader { input, client, limits, stop, buffer: BytesMut::new(), frame_since: None }.run());
+    tokio::select! {
+        end = &mut reader => match writer.await {
+            End::Clean => end,
+            failed => failed,
+        },
+        end = &mut writer => end,
+    }
+}
+
+/// What requests of one connection share.
+#[derive(Clone)]
+struct Client {
+    peer: Arc<Peer>,
+    service: Arc<Service>,
+    answers: mpsc::UnboundedSender<Answer>,
+    requests: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+}
+
+/// A share of the connection's budget.
+type Budget = [Option<OwnedSemaphorePermit>; 2];
+
+struct Answer {
+    frame: Vec<u8>,
+    _budget: Budget,
+}
+
+/// A request that waits to be answered.
+struct Pending {
+    id: u32,
+    body: Bytes,
+    arrived: Instant,
+    budget: Budget,
+}
+
+impl Client {
+    async fn budget(&self, bytes: usize) -> Budget {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let requests = Arc::clone(&self.requests).acquire_owned().await.ok();
+        [requests, Arc::clone(&self.bytes).acquire_many_owned(bytes).await.ok()]
+    }
+
+    /// Answers a batch: a part here, the rest on other workers.
+    async fn answer_all(&self, mut batch: Vec<Pending>) {
+        let workers = tokio::runtime::Handle::current().metrics().num_workers();
+        let share = (batch.len().div_ceil(workers)).max(SHARE);
+        while batch.len() > share {
+            let (client, part) = (self.clone(), batch.split_off(batch.len() - share));
+            tokio::spawn(async move { client.answer_part(part).await });
+        }
+        self.answer_part(batch).await;
+    }
+
+    /// Answers one after the other; what would have to wait becomes a task of its own.
+    async fn answer_part(&self, part: Vec<Pending>) {
+        for pending in part {
+            let mut answer = Box::pin(self.clone().answer(pending));
+            if poll_immediate(&mut answer).await.is_none() {
+                tokio::spawn(answer);
+            }
+        }
+    }
+
+    async fn answer(self, pending: Pending) {
+        let Pending { id, body, arrived, budget } = pending;
+        let frame = self.service.answer(&self.peer, id, &body, arrived).await;
+        self.send(frame, budget);
+    }
+
+    fn refuse(&self, id: u32, code: ErrorCode, budget: Budget) {
+        let mut frame = Vec::new();
+        if Response::Failure(code).encode(id, &mut frame).is_ok() {
+            self.send(frame, budget);
+        }
+    }
+
+    fn send(&self, frame: Vec<u8>, budget: Budget) {
+        let _ = self.answers.send(Answer { frame, _budget: budget }); // the writer is gone with the connection
+    }
+}
+
+struct Reader<'a, S> {
+    input: ReadHalf<S>,
+    client: Client,
+    limits: &'a Limits,
+    stop: watch::Receiver<bool>,
+    buffer: BytesMut,
+    frame_since: Option<Instant>,
+}
+
+impl<S: AsyncRead + Send> Reader<'_, S> {
+    /// Reads until the client is done, or done with. Dropping the reader lets the writer end once all is answered.
+    async fn run(mut self) -> End {
+        loop {
+            match self.fill().await {
+                Ok(0) => return if self.buffer.is_empty() { End::Clean } else { End::Broken },
+                Ok(_) => {}
+                Err(end) => return end,
+            }
+            let arrived = Instant::now();
+            match self.batch(arrived).await {
+                Ok(batch) => self.client.answer_all(batch).await,
+                Err(end) => return end,
+            }
+            self.frame_since = (!self.buffer.is_empty()).then(|| self.frame_since.unwrap_or(arrived));
+            tokio::task::yield_now().await; // the writer's turn, also when the next read has its bytes already
+        }
+    }
+
+    /// Reads once, for as long as the client may take.
+    async fn fill(&mut self) -> Result<usize, End> {
+        self.buffer.reserve(READ);
+        loop {
+            let patience = match self.frame_since {
+                Some(since) => since + self.limits.frame_timeout,
+                None => Instant::now() + self.limits.idle_timeout,
+            };
+            tokio::select! {
+                read = self.input.read_buf(&mut self.buffer) => return closed(read),
+                _ = self.stop.wait_for(|stop| *stop) => return Err(End::Clean),
+                () = sleep_until(patience.into()) => {}
+            }
+            match self.frame_since {
+                Some(_) => return Err(End::Stalled),
+                None if self.is_idle() => return Err(End::Clean),
+                None => {}
+            }
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.client.requests.available_permits() == self.limits.in_flight
+    }
+
+    /// Takes every whole frame out of the buffer. Waits here while the connection's budget is used up, so that the
+    /// client isn't read further.
+    async fn batch(&mut self, arrived: Instant) -> Result<Vec<Pending>, End> {
+        let mut batch = Vec::new();
+        while let Some((frame, _)) = Frame::split(&self.buffer) {
+            let (header, len) = (frame.header, frame.len());
+            if self.is_spent(len) {
+                self.client.answer_all(std::mem::take(&mut batch)).await;
+            }
+            let budget = self.client.budget(len).await;
+            let body = self.buffer.split_to(len).freeze().slice(HEADER_LEN..);
+            self.frame_since = None;
+            if header.major != VERSION_MAJOR {
+                self.client.refuse(header.id, ErrorCode::VERSION, budget);
+            } else if let Err(malformed) = Request::decode(&body) {
+                tracing::debug!(peer = self.client.peer.name(), %malformed, "a client sent a malformed request");
+                self.client.answer_all(batch).await;
+                self.client.refuse(header.id, ErrorCode::FORMAT, budget);
+                return Err(End::Malformed);
+            } else {
+                batch.push(Pending { id: header.id, body, arrived, budget });
+            }
+        }
+        Ok(batch)
+    }
+
+    /// Whether the next request has to wait for answers; those of the batch must be on their way then.
+    fn is_spent(&self, bytes: usize) -> bool {
+        self.client.requests.available_permits() == 0 || self.client.bytes.available_permits() < bytes
+    }
+}
+
+/// A client that closes without TLS' closing alert is as gone as one that sends it (RFC 8446 section 6.1): frames
+/// have their own lengths, so that nothing can be cut off unnoticed.
+fn closed(read: io::Result<usize>) -> Result<usize, End> {
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+        Err(_) => Err(End::Broken),
+        Ok(read) => Ok(read),
+    }
+}
+
+/// Writes answers as they come, all that are ready at once, until no request is left that could bring one.
+async fn write<S: AsyncWrite>(
+    mut output: WriteHalf<S>,
+    mut ready: mpsc::UnboundedReceiver<Answer>,
+    patience: Duration,
+) -> End {
+    let mut answers = Vec::new();
+    let mut buffer = Vec::new();
+    while ready.recv_many(&mut answers, usize::MAX).await > 0 {
+        buffer.clear();
+        for answer in &answers {
+            buffer.extend_from_slice(&answer.frame);
+        }
+        let written = async {
+            output.write_all(&buffer).await?;
+            output.flush().await
+        };
+        match timeout(patience, written).await {
+            Ok(Ok(())) => answers.clear(),
+            Ok(Err(_)) => return End::Broken,
+            Err(_) => return End::Stalled,
+        }
+    }
+    match timeout(patience, output.shutdown()).await {
+        Ok(_) => End::Clean,
+        Err(_) => End::Stalled,
+    }
+}

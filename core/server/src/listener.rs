@@ -1,0 +1,135 @@
+//! Accepting: bounded in number and time, and stopped first when the server stops.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use rustls::ServerConfig;
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use crate::{
+    config::Limits,
+    connection::{self, End},
+    metrics::Metrics,
+    service::Service,
+    tls::Peer,
+};
+
+/// Pauses after an accept that failed, which happens when file descriptors run out.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(10));
+
+/// Connections that the kernel may hold until they are accepted.
+const BACKLOG: u32 = 1024;
+
+/// What every connection of the server needs.
+pub struct Listener {
+    /// The TLS of the key protocol.
+    pub tls: Arc<ServerConfig>,
+    /// Who answers.
+    pub service: Arc<Service>,
+    /// Where failed connections are counted.
+    pub metrics: Arc<Metrics>,
+    /// What clients may use.
+    pub limits: Limits,
+}
+
+/// Opens a listening socket. An unspecified IPv6 address serves both families.
+///
+/// # Errors
+///
+/// What the system says, with the address.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let open = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    open().map_err(|error| io::Error::new(error.kind(), format!("can't listen on {address}: {error}")))
+}
+
+impl Listener {
+    /// Accepts on every socket until `stop`, then waits until the connections have ended.
+    pub async fn run(self, sockets: Vec<TcpListener>, stop: watch::Receiver<bool>) {
+        let shared = Arc::new(self);
+        let places = Arc::new(Semaphore::new(shared.limits.connections));
+        let mut accepting = JoinSet::new();
+        for socket in sockets {
+            let (shared, places, stop) = (Arc::clone(&shared), Arc::clone(&places), stop.clone());
+            accepting.spawn(async move { shared.accept(&socket, &places, stop).await });
+        }
+        accepting.join_all().await;
+    }
+
+    async fn accept(
+        self: Arc<Self>,
+        socket: &TcpListener,
+        places: &Arc<Semaphore>,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let mut connections = JoinSet::new();
+        let mut pause = BACK_OFF.0;
+        loop {
+            while connections.try_join_next().is_some() {}
+            let Ok(place) = Arc::clone(places).acquire_owned().await else { break };
+            let accepted = tokio::select! {
+                accepted = socket.accept() => accepted,
+                _ = stop.wait_for(|stop| *stop) => break,
+            };
+            match accepted {
+                Ok((stream, address)) => {
+                    pause = BACK_OFF.0;
+                    let (shared, stop) = (Arc::clone(&self), stop.clone());
+                    connections.spawn(async move {
+                        shared.serve(stream, address, stop).await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection can't be accepted; trying again in {pause:?}");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(BACK_OFF.1);
+                }
+            }
+        }
+        connections.join_all().await;
+    }
+
+    async fn serve(&self, stream: TcpStream, address: SocketAddr, stop: watch::Receiver<bool>) {
+        let _ = stream.set_nodelay(true); // answers are coalesced already
+        let (stream, peer) = match self.handshake(stream).await {
+            Ok(known) => known,
+            // A health check connects and closes; that isn't worth a line at any higher level.
+            Err(error) => {
+                self.metrics.connection_failed();
+                tracing::debug!(%address, "no TLS handshake: {error}");
+                return;
+            }
+        };
+        tracing::debug!(%address, peer = peer.name(), "connected");
+        let end =
+            connection::serve(stream, Arc::clone(&peer), Arc::clone(&self.service), &self.limits, stop).await;
+        if end != End::Clean {
+            self.metrics.connection_failed();
+        }
+        tracing::debug!(%address, peer = peer.name(), ?end, "disconnected");
+    }
+
+    async fn handshake(&self, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, Arc<Peer>)> {
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.tls));
+        let stream = timeout(self.limits.handshake_timeout, acceptor.accept(stream))
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "it was not finished in time"))??;
+        let certificates = stream.get_ref().1.peer_certificates();
+        let peer = certificates
+            .and_then(<[_]>::first)
+            .and_then(Peer::from_certificate)
+            .filter(|peer| !peer.is_expired())
+            .ok_or_else(|| io::Error::other("the client's certificate can't be read, or has expired"))?;
+        Ok((stream, Arc::new(peer)))
+    }
+}

@@ -1,0 +1,43 @@
+//! May this peer use this key for this operation? The answer is a [`Permit`], and no backend is called without one.
+
+use std::collections::BTreeSet;
+
+use keystead_plugin_host::Algorithm;
+
+use crate::{config, keyring::Holder, tls::Peer};
+
+/// The right to perform one operation with one key; only [`decide`] makes one.
+#[derive(Debug)]
+pub struct Permit {
+    algorithm: Algorithm,
+}
+
+impl Permit {
+    /// What may be done.
+    #[must_use]
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+}
+
+/// Decides. Every peer whose certificate was verified may use every key, for the operations that its store allows.
+///
+/// # Errors
+///
+/// Why not, for the log; the peer learns only that it failed.
+pub fn decide(_peer: &Peer, holder: &Holder, algorithm: Algorithm) -> Result<Permit, String> {
+    if !allows(holder.store().operations(), algorithm) {
+        return Err(format!(
+            "store `{}` doesn't allow {algorithm}; add `decrypt` to its `operations` if it should",
+            holder.store().name()
+        ));
+    }
+    Ok(Permit { algorithm })
+}
+
+fn allows(operations: &BTreeSet<config::Operation>, algorithm: Algorithm) -> bool {
+    operations.contains(&match algorithm {
+        Algorithm::RsaRaw => config::Operation::Decrypt,
+        _ => config::Operation::Sign,
+    })
+}

@@ -1,0 +1,250 @@
+//! One request, from its body to its answer: policy, keyring, backend.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use keystead_plugin_host::{Algorithm, Class, Failure, Request as Call};
+use keystead_protocol::{ErrorCode, Opcode, Request, Response, Ski};
+
+use crate::{
+    config::Config,
+    failures::Failures,
+    keyring::{Holder, Missing},
+    metrics::Metrics,
+    policy,
+    stores::Stores,
+    tls::Peer,
+};
+
+/// Pauses before a request that failed in a way that may pass is tried again with the same stores.
+const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(250)];
+
+/// Answers requests. Shared by all connections.
+pub struct Service {
+    stores: Arc<Stores>,
+    metrics: Arc<Metrics>,
+    failures: Failures,
+    deadline: Duration,
+    sign_timeout: Option<Duration>,
+    sign_retries: u32,
+}
+
+impl Service {
+    /// A service over stores.
+    #[must_use]
+    pub fn new(stores: Arc<Stores>, metrics: Arc<Metrics>, config: &Config) -> Self {
+        Self {
+            stores,
+            metrics,
+            failures: Failures::default(),
+            deadline: config.limits.deadline,
+            sign_timeout: config.sign_timeout,
+            sign_retries: config.sign_retry_count,
+        }
+    }
+
+    /// Answers the body of one frame with a frame of the same id. A body that can't be read is answered with
+    /// [`ErrorCode::FORMAT`].
+    pub async fn answer(&self, peer: &Peer, id: u32, body: &[u8], arrived: Instant) -> Vec<u8> {
+        let mut frame = Vec::with_capacity(1040); // an answer of the usual, padded size
+        let Ok(request) = Request::decode(body) else {
+            encode(Response::Failure(ErrorCode::FORMAT), id, &mut frame);
+            return frame;
+        };
+        self.metrics.request(request.opcode);
+        let started = Instant::now();
+        let outcome = self.perform(peer, &request, arrived).await;
+        let (error, response) = match &outcome {
+            Ok(Done::Result(result)) => (None, Response::Success(result)),
+            Ok(Done::Pong) => (None, Response::Pong(request.payload)),
+            Err(code) => (Some(*code), Response::Failure(*code)),
+        };
+        self.metrics.done(request.opcode, error, started, arrived);
+        encode(response, id, &mut frame);
+        frame
+    }
+
+    async fn perform(&self, peer: &Peer, request: &Request<'_>, arrived: Instant) -> Result<Done, ErrorCode> {
+        match request.opcode {
+            Opcode::PING => return Ok(Done::Pong),
+            Opcode::RESPONSE | Opcode::PONG | Opcode::ERROR => return Err(ErrorCode::UNEXPECTED_OPCODE),
+            Opcode::SEAL | Opcode::UNSEAL | Opcode::RPC => return Err(ErrorCode::INTERNAL),
+            _ => {}
+        }
+        let algorithm = algorithm(request.opcode).ok_or(ErrorCode::BAD_OPCODE)?;
+        let found = self.metrics.lookup(|| self.stores.keyring().find(request.ski, request.digest));
+        let holders = found.map_err(missing)?;
+        let work = Work { peer, request, algorithm, arrived };
+        match self.with_any(&holders, &work).await {
+            Ok(result) => Ok(Done::Result(result)),
+            Err((holder, failure)) => {
+                self.failures.note(&holder, &failure, request.ski, peer, request_id(request).as_deref());
+                Err(on_the_wire(failure.class))
+            }
+        }
+    }
+
+    /// Tries the stores that hold the key in turn, and again while that may help and there is time.
+    async fn with_any<'h>(
+        &self,
+        holders: &'h [Holder],
+        work: &Work<'_>,
+    ) -> Result<Vec<u8>, (std::borrow::Cow<'h, str>, Failure)> {
+        let mut round = 0;
+        loop {
+            let mut last = None;
+            let (up, down): (Vec<_>, Vec<_>) = holders
+                .iter()
+                .filter(|holder| !holder.is_disproven())
+                .partition(|holder| holder.store().is_up());
+            for holder in up.into_iter().chain(down) {
+                match self.with(holder, work).await {
+                    Ok(result) => return Ok(result),
+                    Err(failure) => last = Some((holder, failure)),
+                }
+                if last.as_ref().is_some_and(|(_, failure)| !may_pass(failure)) {
+                    break;
+                }
+            }
+            let Some((holder, failure)) = last else {
+                return Err(("".into(), disproven()));
+            };
+            let end = work.arrived + holder.store().deadline().min(self.deadline);
+            match self
+                .pause(round, &failure)
+                .filter(|pause| may_pass(&failure) && Instant::now() + *pause < end)
+            {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => return Err((holder.store().name().into(), failure)),
+            }
+            round += 1;
+        }
+    }
+
+    async fn with(&self, holder: &Holder, work: &Work<'_>) -> Result<Vec<u8>, Failure> {
+        let permit = policy::decide(work.peer, holder, work.algorithm).map_err(denied)?;
+        let mut deadline = work.arrived + holder.store().deadline().min(self.deadline);
+        if holder.store().wants_proof(holder.key()) {
+            let proof = holder.store().proof(holder.key(), deadline).await;
+            proof.inspect_err(|failure| disprove(holder, failure))?;
+        }
+        if let Some(timeout) = self.sign_timeout.filter(|_| is_hash_signature(work.algorithm)) {
+            deadline = deadline.min(Instant::now() + timeout);
+        }
+        let id = request_id(work.request);
+        let call = Call { id: id.as_deref().unwrap_or_default(), deadline };
+        holder.store().store().perform(holder.key(), permit.algorithm(), work.request.payload, call).await
+    }
+
+    /// How long to wait before the next round; `None` where there is none.
+    fn pause(&self, round: u32, failure: &Failure) -> Option<Duration> {
+        let pause = PAUSES.get(round as usize).copied();
+        match failure.class {
+            Class::Deadline => (round < self.sign_retries).then_some(Duration::ZERO),
+            _ if round < self.sign_retries => Some(failure.retry_after.unwrap_or(pause.unwrap_or_default())),
+            _ => failure.retry_after.filter(|_| pause.is_some()).or(pause),
+        }
+    }
+}
+
+/// What came of a request.
+enum Done {
+    Pong,
+    Result(Vec<u8>),
+}
+
+/// A request that has been understood.
+struct Work<'a> {
+    peer: &'a Peer,
+    request: &'a Request<'a>,
+    algorithm: Algorithm,
+    arrived: Instant,
+}
+
+/// What an opcode asks for; `None` where that is nothing this server knows.
+#[must_use]
+pub fn algorithm(opcode: Opcode) -> Option<Algorithm> {
+    Some(match opcode {
+        Opcode::RSA_DECRYPT => Algorithm::RsaRaw,
+        Opcode::RSA_SIGN_MD5SHA1 => Algorithm::RsaPkcs1Md5Sha1,
+        Opcode::RSA_SIGN_SHA1 => Algorithm::RsaPkcs1Sha1,
+        Opcode::RSA_SIGN_SHA224 => Algorithm::RsaPkcs1Sha224,
+        Opcode::RSA_SIGN_SHA256 => Algorithm::RsaPkcs1Sha256,
+        Opcode::RSA_SIGN_SHA384 => Algorithm::RsaPkcs1Sha384,
+        Opcode::RSA_SIGN_SHA512 => Algorithm::RsaPkcs1Sha512,
+        Opcode::RSA_PSS_SIGN_SHA256 => Algorithm::RsaPssSha256,
+        Opcode::RSA_PSS_SIGN_SHA384 => Algorithm::RsaPssSha384,
+        Opcode::RSA_PSS_SIGN_SHA512 => Algorithm::RsaPssSha512,
+        Opcode::ECDSA_SIGN_MD5SHA1 => Algorithm::EcdsaMd5Sha1,
+        Opcode::ECDSA_SIGN_SHA1 => Algorithm::EcdsaSha1,
+        Opcode::ECDSA_SIGN_SHA224 => Algorithm::EcdsaSha224,
+        Opcode::ECDSA_SIGN_SHA256 => Algorithm::EcdsaSha256,
+        Opcode::ECDSA_SIGN_SHA384 => Algorithm::EcdsaSha384,
+        Opcode::ECDSA_SIGN_SHA512 => Algorithm::EcdsaSha512,
+        Opcode::ED25519_SIGN => Algorithm::Ed25519,
+        _ => return None,
+    })
+}
+
+/// The one table from what went wrong to what the edge is told.
+fn on_the_wire(class: Class) -> ErrorCode {
+    match class {
+        Class::NotFound => ErrorCode::KEY_NOT_FOUND,
+        Class::Shed | Class::Internal => ErrorCode::INTERNAL,
+        _ => ErrorCode::CRYPTOGRAPHY,
+    }
+}
+
+fn missing(missing: Missing) -> ErrorCode {
+    match missing {
+        Missing::Unknown => ErrorCode::KEY_NOT_FOUND,
+        Missing::Unnamed | Missing::Perhaps => ErrorCode::INTERNAL,
+    }
+}
+
+/// What `sign_timeout` and `sign_retry_count` of the reference apply to.
+fn is_hash_signature(algorithm: Algorithm) -> bool {
+    !matches!(algorithm, Algorithm::Ed25519 | Algorithm::RsaRaw)
+}
+
+fn may_pass(failure: &Failure) -> bool {
+    failure.class.is_transient() || failure.class == Class::Deadline
+}
+
+fn disprove(holder: &Holder, failure: &Failure) {
+    if failure.class == Class::Internal {
+        holder.disprove();
+    }
+}
+
+fn denied(reason: String) -> Failure {
+    Failure::new(Class::Denied, reason)
+}
+
+fn disproven() -> Failure {
+    Failure::new(Class::Internal, "the key did not prove to be what it says it is")
+}
+
+/// The request's own id, from its context (a JSON object); bad JSON is as none.
+fn request_id(request: &Request<'_>) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Context {
+        request_id: String,
+    }
+    let context: Context = serde_json::from_slice(request.context?).ok()?;
+    Some(context.request_id.chars().filter(|character| !character.is_control()).take(64).collect())
+}
+
+fn encode(response: Response<'_>, id: u32, frame: &mut Vec<u8>) {
+    if response.encode(id, frame).is_err() {
+        // No backend's result is that long: the host's buffers are smaller.
+        let _ = Response::Failure(ErrorCode::INTERNAL).encode(id, frame);
+    }
+}
+
+/// For the log: the key that a request names.
+pub(crate) fn key_name(ski: Option<Ski>) -> String {
+    ski.map(|ski| ski.to_string()).unwrap_or_default()
+}
