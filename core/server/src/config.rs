@@ -8,17 +8,27 @@
 //! free of contradictions, so that the rest of the server checks nothing again. Relative paths are relative to the
 //! working directory, as in the reference.
 
+mod file;
 mod flags;
 mod notice;
 mod secret;
+mod settings;
 mod store;
+mod table;
+mod units;
+mod yaml;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::net::{Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
+
+use file::Source;
 
 pub use flags::Flags;
 pub use notice::{Error, Notice, Position};
@@ -159,39 +169,53 @@ pub struct Plugins {
     pub sha256: BTreeMap<String, [u8; 32]>,
 }
 
-/// The outside world as [`load`] sees it: the variables of the environment, by name.
+/// The environment as [`load`] sees it: variables by name.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// Loads the configuration: flag, then variable, then file, then default.
 ///
 /// A file named by a flag must exist; else the first of `./keystead.yaml`, `./gokeyless.yaml`,
-/// `/etc/keystead/keystead.yaml` and `/etc/keyless/gokeyless.yaml` that exists is read, and none is fine. In production
-/// `env` is `&|name| std::env::var_os(name)`.
+/// `/etc/keystead/keystead.yaml` and `/etc/keyless/gokeyless.yaml` that exists is read (or its like ending in `.yml`
+/// or `.json`), and none is fine. In production `env` is `&|name| std::env::var_os(name)`.
 ///
 /// # Errors
 /// The first thing that is wrong, with its place and its cure.
-pub fn load(flags: &Flags, _env: Environment<'_>) -> Result<Config, Error> {
-    Ok(Config {
-        file: None,
-        listen: vec![any(flags.port.unwrap_or(2407))],
-        metrics: Some(vec![any(flags.metrics_port.unwrap_or(2406))]),
-        auth_cert: flags.auth_cert.clone().unwrap_or_else(|| "server.pem".into()),
-        auth_key: flags.auth_key.clone().unwrap_or_else(|| "server-key.pem".into()),
-        client_ca: flags.cloudflare_ca_cert.clone().unwrap_or_else(|| "keyless_cacert.pem".into()),
-        pid_file: flags.pid_file.clone(),
-        log: Log::default(),
-        tls: Tls::default(),
-        limits: Limits::default(),
-        sign_timeout: None,
-        sign_retry_count: 0,
-        plugins: Plugins::default(),
-        stores: Vec::new(),
-        warnings: Vec::new(),
-    })
+pub fn load(flags: &Flags, env: Environment<'_>) -> Result<Config, Error> {
+    load_from(&file::LOCATIONS, flags, env)
 }
 
-fn any(port: u16) -> SocketAddr {
-    SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))
+/// The configuration file of a new installation: every option, explained, at its default.
+#[must_use]
+pub fn default_config() -> &'static str {
+    include_str!("../../../config/keystead.yaml")
+}
+
+fn load_from(locations: &[impl AsRef<Path>], flags: &Flags, env: Environment<'_>) -> Result<Config, Error> {
+    let source = match &flags.config_file {
+        Some(path) => Some(file::named(path)?),
+        None => file::first_of(locations)?,
+    };
+    let Some(Source { path, text, world_readable }) = source else {
+        return Ok(settings::resolve("", flags, env)?);
+    };
+    let in_file = |notice: Notice| Notice { file: notice.position.map(|_| path.clone()), ..notice };
+    let mut config = settings::resolve(&text, flags, env).map_err(|notice| Error(in_file(notice)))?;
+    config.warnings = config.warnings.into_iter().map(in_file).collect();
+    if world_readable && config.stores.iter().any(Store::has_secret_in_file) {
+        config.warnings.push(readable_secret(path.clone()));
+    }
+    config.file = Some(path);
+    Ok(config)
+}
+
+fn readable_secret(path: PathBuf) -> Notice {
+    let notice = Notice::new("every user of this machine can read the secrets in the configuration");
+    Notice { file: Some(path), ..notice }
+        .hint("change its mode to 0600, or name a file or credential in their place")
+}
+
+impl Level {
+    const EXPECTED: &str = "0 to 5, `trace`, `debug`, `info`, `warn` or `error`";
 }
 
 impl FromStr for Level {
@@ -205,7 +229,7 @@ impl FromStr for Level {
             "1" | "info" => Ok(Self::Info),
             "2" | "warn" | "warning" => Ok(Self::Warn),
             "3" | "4" | "5" | "error" => Ok(Self::Error),
-            _ => Err("expected 0 to 5, or one of `trace`, `debug`, `info`, `warn`, `error`"),
+            _ => Err(Self::EXPECTED),
         }
     }
 }

@@ -101,7 +101,7 @@ impl fmt::Debug for Secret {
 impl fmt::Display for SecretError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File(path, error) => write!(f, "secret file `{}`: {error}", path.display()),
+            Self::File(path, error) => write!(f, "secret file `{}`: {}", path.display(), error.kind()),
             Self::NoCredentials(name) => write!(f, "credential `{name}`: `CREDENTIALS_DIRECTORY` is not set"),
             Self::TooLarge(path) => {
                 write!(f, "secret file `{}`: expected at most {MAX_SECRET} bytes, got more", path.display())
@@ -148,5 +148,67 @@ fn trim_newline(bytes: &mut Vec<u8>) {
         if bytes.last() == Some(&b'\r') {
             bytes.pop();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(source: &SecretSource, directory: Option<&Path>) -> Result<String, String> {
+        let env = |name: &str| match name {
+            "CREDENTIALS_DIRECTORY" => directory.map(|directory| directory.as_os_str().to_owned()),
+            "PIN" => Some(OsString::from("1234\n")),
+            _ => None,
+        };
+        let secret = source.read_with(&env).map_err(|error| error.to_string())?;
+        Ok(String::from_utf8(secret.to_vec()).unwrap())
+    }
+
+    #[test]
+    fn one_newline_at_the_end_of_a_file_is_not_part_of_the_secret() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pin");
+        for (content, secret) in
+            [("", ""), ("x", "x"), ("x\n", "x"), ("x\r\n", "x"), ("x\n\n", "x\n"), ("x \r", "x \r")]
+        {
+            std::fs::write(&path, content).unwrap();
+            assert_eq!(read(&SecretSource::File(path.clone()), None).unwrap(), secret, "{content:?}");
+            let credential = SecretSource::Credential("pin".to_owned());
+            assert_eq!(read(&credential, Some(directory.path())).unwrap(), secret, "{content:?}");
+        }
+    }
+
+    #[test]
+    fn variables_and_values_are_taken_as_they_are() {
+        assert_eq!(read(&SecretSource::Env("PIN".to_owned()), None).unwrap(), "1234\n");
+        assert_eq!(read(&SecretSource::Value(Secret::from("x\n".to_owned())), None).unwrap(), "x\n");
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let claims = [
+            (SecretSource::Env("NONE".to_owned()), "secret variable `NONE` is not set"),
+            (
+                SecretSource::Credential("pin".to_owned()),
+                "credential `pin`: `CREDENTIALS_DIRECTORY` is not set",
+            ),
+            (SecretSource::File("/nowhere/pin".into()), "secret file `/nowhere/pin`: entity not found"),
+            (
+                SecretSource::File("/dev/zero".into()),
+                "secret file `/dev/zero`: expected at most 65536 bytes, got more",
+            ),
+        ];
+        for (source, message) in claims {
+            assert_eq!(read(&source, None).unwrap_err(), message);
+        }
+    }
+
+    #[test]
+    fn a_secret_does_not_show_itself() {
+        assert_eq!(
+            format!("{:?}", SecretSource::Value(Secret::from("sesame".to_owned()))),
+            "Value(Secret(..))"
+        );
     }
 }

@@ -1,11 +1,18 @@
 //! Stores: one plugin opened with one configuration.
 
+mod entry;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::notice::Position;
 use super::secret::SecretSource;
+
+#[cfg(test)]
+pub(super) use entry::{ENTRY, LIMITS};
+pub(super) use entry::{decrypt_warning, key_files, read_list};
 
 /// One plugin opened with one configuration. Its `Debug` form leaves out what may hold secrets.
 #[derive(Clone, PartialEq)]
@@ -95,6 +102,29 @@ pub struct StoreLimits {
     pub queue: usize,
     /// From the arrival of a request to its answer; 10 ms to 10 min, default the server's.
     pub deadline: Duration,
+}
+
+impl StoreLimits {
+    /// Default of [`StoreLimits::queue`]: some thirty calls deep for eight lanes, which most deadlines outlast.
+    pub(super) const QUEUE: usize = 256;
+    /// Legal deadlines, of a store and of the server.
+    pub(super) const DEADLINES: RangeInclusive<Duration> =
+        Duration::from_millis(10)..=Duration::from_secs(600);
+}
+
+impl Store {
+    /// Whether the configuration file holds a secret of this store.
+    pub(super) fn has_secret_in_file(&self) -> bool {
+        let in_value = |source: &SecretSource| matches!(source, SecretSource::Value(_));
+        self.secrets.values().any(in_value) || has_pin(&self.config)
+    }
+}
+
+/// Whether a PKCS#11 URI holds its PIN (RFC 7512 section 2.4, `pin-value`).
+fn has_pin(config: &serde_json::Value) -> bool {
+    let uris = config.get("uris").and_then(serde_json::Value::as_array).into_iter().flatten();
+    let mut texts = uris.filter_map(serde_json::Value::as_str);
+    texts.any(|uri| uri.contains("pin-value="))
 }
 
 impl fmt::Debug for Store {
