@@ -1,1 +1,100 @@
-fn main() {}
+//! What people automate here.
+//!
+//! ```text
+//! cargo xtask demo [--keep] [--plugin pkcs11]
+//! cargo xtask test
+//! ```
+//!
+//! Exit status: 0 done; 1 ran and failed; 2 for a wrong command line, or when something must be installed first.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stderr, clippy::print_stdout, reason = "a command-line tool")]
+
+mod demo;
+mod failure;
+mod licences;
+mod process;
+mod system;
+mod test;
+
+use std::process::ExitCode;
+
+use failure::{Failure, Result};
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+commands:
+  demo [--keep] [--plugin pkcs11]
+          a TLS handshake signed inside a throw-away token, from nothing to a page, four times over;
+          `--keep` leaves everything running, with commands to try, until Ctrl-C
+  test    everything that must hold before a change is merged
+  help    this text
+
+Both install what they need with apt when something is missing: as root, or through `sudo -n`.";
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match Task::parse(&words).and_then(Task::run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("\n{failure}");
+            failure.status()
+        }
+    }
+}
+
+enum Task {
+    Demo(demo::Options),
+    Help,
+    Test,
+}
+
+impl Task {
+    fn parse(words: &[String]) -> Result<Self> {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        match words.as_slice() {
+            ["demo", options @ ..] => demo::Options::parse(options).map(Self::Demo),
+            ["test"] => Ok(Self::Test),
+            ["help" | "--help" | "-h"] => Ok(Self::Help),
+            ["test" | "help", extra, ..] => Err(Failure::usage(format!("unexpected argument `{extra}`"))),
+            [other, ..] => Err(Failure::usage(format!("unknown command `{other}`"))),
+            [] => Err(Failure::usage("no command given")),
+        }
+    }
+
+    fn run(self) -> Result<()> {
+        match self {
+            Self::Demo(options) => demo::run(&options),
+            Self::Help => {
+                println!("{USAGE}");
+                Ok(())
+            }
+            Self::Test => test::run(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Task> {
+        Task::parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn knows_its_commands() {
+        assert!(matches!(parse("demo --keep --plugin pkcs11"), Ok(Task::Demo(_))));
+        assert!(matches!(parse("test"), Ok(Task::Test)));
+        assert!(matches!(parse("--help"), Ok(Task::Help)));
+    }
+
+    #[test]
+    fn refuses_what_it_does_not_know_and_says_what_it_knows() {
+        for line in ["", "tset", "test all", "demo --plugin", "demo --plugin tape", "demo --quick"] {
+            let failure = parse(line).map(|_| ()).expect_err(line).to_string();
+            assert!(failure.contains("hint: "), "{line}: {failure}");
+        }
+    }
+}

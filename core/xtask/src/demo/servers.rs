@@ -1,0 +1,286 @@
+//! The two servers of the demo: the key server, and the edge that has it sign.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::daemon::{Daemon, Interrupt};
+use super::handshake::{Handshake, Target};
+use super::site::Site;
+use super::story::{Notes, Story, Took};
+use super::token::{LABEL, Token};
+use super::{KEY_SERVER, Pki, metrics};
+use crate::failure::{Failure, Result};
+use crate::process;
+
+/// How long the key server's counters may lag behind its answers.
+const LAG: Duration = Duration::from_secs(5);
+
+/// What the servers need.
+pub(super) struct Setup {
+    /// Where everything lies.
+    pub(super) folder: PathBuf,
+    pub(super) token: Token,
+    pub(super) pki: Pki,
+    /// The directory with the plugin's library.
+    pub(super) plugins: PathBuf,
+    /// The plugin's name.
+    pub(super) plugin: &'static str,
+}
+
+/// The servers, running.
+pub(super) struct Servers {
+    setup: Setup,
+    key_server: Daemon,
+    edge: Daemon,
+    /// Where the key server serves the edge.
+    keys: SocketAddr,
+    /// Where the key server tells how it is.
+    metrics: SocketAddr,
+    /// Where the edge serves clients.
+    sites: SocketAddr,
+}
+
+impl Servers {
+    /// Starts the key server, and when it is ready the edge.
+    pub(super) fn start(setup: Setup, interrupt: &Interrupt, story: &mut Story) -> Result<Self> {
+        let [keys, metrics] = free_addresses()?;
+        let key_server = story.step("Start the key server", |notes| {
+            let daemon = start_key_server(&setup, keys, metrics, interrupt)?;
+            notes.add(format!("keystead run -c {}", setup.configuration().display()));
+            notes.add(format!("serves keys on {keys} to whom the authority of machines knows"));
+            notes.add(format!("ready, says http://{metrics}/readyz"));
+            Ok(daemon)
+        })?;
+        let (edge, sites) = story.step("Start the edge, which has certificates but no keys", |notes| {
+            let (daemon, sites) = start_edge(&setup, keys, interrupt)?;
+            notes.add(format!(
+                "serves {} on {sites}",
+                Site::ALL.iter().map(|site| site.name).collect::<Vec<_>>().join(" and ")
+            ));
+            Ok((daemon, sites))
+        })?;
+        Ok(Self { setup, key_server, edge, keys, metrics, sites })
+    }
+
+    /// Does a handshake; expects that the client is satisfied, and that the key server signed once for it.
+    pub(super) fn shake(&self, handshake: &Handshake) -> Result<String> {
+        let authority = self.setup.pki.sites.certificate();
+        let before = metrics::requests(self.metrics)?;
+        let start = Instant::now();
+        handshake.perform(&self.target(&authority))?;
+        let took = Took(start.elapsed());
+        let opcode = self.signed_since(&before, handshake)?;
+        Ok(format!(
+            "{:<8} {}  {:<10}  {:<16} verified, page received, one {opcode}  ({took})",
+            handshake.client(),
+            handshake.version(),
+            handshake.signature,
+            handshake.site.name,
+        ))
+    }
+
+    /// Expects that the token's PIN is in no log, and in no arguments of a process.
+    pub(super) fn look_for_the_pin(&self, notes: &mut Notes) -> Result<()> {
+        for (what, text) in [
+            ("the key server's log", self.key_server.log()?),
+            ("the key server's arguments", self.key_server.arguments()?),
+            ("the edge's log", self.edge.log()?),
+            ("the edge's arguments", self.edge.arguments()?),
+        ] {
+            if self.setup.token.is_given_away_by(&text) {
+                return Err(Failure::new(format!("the token's PIN is in {what}")));
+            }
+        }
+        notes.add("not in the logs, not in the arguments of the servers");
+        Ok(())
+    }
+
+    /// Whether one of the servers runs no more.
+    pub(super) fn have_ended(&mut self) -> bool {
+        self.key_server.has_ended() || self.edge.has_ended()
+    }
+
+    /// Stops both in order, and expects a clean end.
+    pub(super) fn stop(self, notes: &mut Notes) -> Result<()> {
+        let took = self.edge.stop()?;
+        notes.add(format!("the edge, by SIGTERM: exit status 0 after {}", Took(took)));
+        let took = self.key_server.stop()?;
+        notes.add(format!("the key server, by SIGTERM: exit status 0 after {}", Took(took)));
+        Ok(())
+    }
+
+    /// Commands for a person to try while everything runs.
+    pub(super) fn things_to_try(&self) -> String {
+        let (sites, port) = (self.setup.pki.sites.certificate(), self.sites.port());
+        let (sites, site) = (sites.display(), Site::RSA.name);
+        let identity = &self.setup.pki.edge;
+        let keystead =
+            self.setup.program("keystead").map(|path| path.display().to_string()).unwrap_or_default();
+        let authority = self.setup.pki.machines.certificate();
+        let client = format!(
+            "{} --server-name {KEY_SERVER} --ca {} --cert {} --key {}",
+            self.keys,
+            authority.display(),
+            identity.certificate.display(),
+            identity.key.display()
+        );
+        format!(
+            "Everything runs. Try:\n\n  \
+             curl --cacert {sites} --resolve {site}:{port}:127.0.0.1 https://{site}:{port}/\n  \
+             openssl s_client -connect {} -servername {} -CAfile {sites} -tls1_2\n  \
+             {keystead} ping {client}\n  \
+             curl http://{}/metrics\n  \
+             less {}\n\nCtrl-C stops it.",
+            self.sites,
+            Site::ECDSA.name,
+            self.metrics,
+            self.setup.folder.join("keystead.log").display(),
+        )
+    }
+
+    fn target<'a>(&'a self, authority: &'a Path) -> Target<'a> {
+        Target {
+            edge: self.sites,
+            authority,
+            authority_name: self.setup.pki.sites.title(),
+            folder: &self.setup.folder,
+        }
+    }
+
+    /// The opcode that was asked for since `before`: one, and once.
+    fn signed_since(&self, before: &BTreeMap<String, u64>, handshake: &Handshake) -> Result<String> {
+        let start = Instant::now();
+        loop {
+            let signatures = new_signatures(before, &metrics::requests(self.metrics)?);
+            match signatures.as_slice() {
+                [] if start.elapsed() < LAG => thread::sleep(Duration::from_millis(20)),
+                [(opcode, 1)] if opcode.starts_with(handshake.opcode) => return Ok(opcode.clone()),
+                other => {
+                    let expected = handshake.opcode;
+                    return Err(Failure::new(format!(
+                        "the key server was to do one {expected}…, but its metrics say {other:?}"
+                    )));
+                }
+            }
+        }
+    }
+}
+
+impl Setup {
+    fn configuration(&self) -> PathBuf {
+        self.folder.join("keystead.yaml")
+    }
+
+    fn program(&self, name: &str) -> Result<PathBuf> {
+        process::built().map(|folder| folder.join(name))
+    }
+}
+
+fn start_key_server(
+    setup: &Setup,
+    keys: SocketAddr,
+    metrics: SocketAddr,
+    interrupt: &Interrupt,
+) -> Result<Daemon> {
+    super::write(&setup.configuration(), &configuration(setup, keys, metrics))?;
+    let mut command = Command::new(setup.program("keystead")?);
+    command.arg("run").arg("-c").arg(setup.configuration());
+    setup.token.show_to(&mut command);
+    let mut daemon = Daemon::start("key server", command, &setup.folder.join("keystead.log"))?;
+    daemon.wait_for(interrupt, "it was ready", || metrics::is_ready(metrics).then_some(()))?;
+    Ok(daemon)
+}
+
+fn configuration(setup: &Setup, keys: SocketAddr, metrics: SocketAddr) -> String {
+    let mut uris = String::new();
+    for site in Site::ALL {
+        let module = setup.token.module().display();
+        uris += &format!("    - pkcs11:token={LABEL};object={}?module-path={module}\n", site.label);
+    }
+    format!(
+        "listen: \"{keys}\"\n\
+         metrics_listen: \"{metrics}\"\n\
+         auth_cert: {}\n\
+         auth_key: {}\n\
+         client_ca: {}\n\
+         plugins:\n  path: [{}]\n\
+         private_key_stores:\n\
+         - name: token\n  \
+           plugin: {}\n  \
+           config:\n    uris:\n{uris}  \
+           secrets:\n    pin: {{file: {}}}\n",
+        setup.pki.key_server.certificate.display(),
+        setup.pki.key_server.key.display(),
+        setup.pki.machines.certificate().display(),
+        setup.plugins.display(),
+        setup.plugin,
+        setup.token.pin_file().display(),
+    )
+}
+
+fn start_edge(setup: &Setup, keys: SocketAddr, interrupt: &Interrupt) -> Result<(Daemon, SocketAddr)> {
+    let mut command = Command::new(setup.program("keystead-edge")?);
+    command.args(["--listen", "127.0.0.1:0", "--server", &keys.to_string(), "--server-name", KEY_SERVER]);
+    command.arg("--ca").arg(setup.pki.machines.certificate());
+    command.arg("--cert").arg(&setup.pki.edge.certificate).arg("--key").arg(&setup.pki.edge.key);
+    for chain in &setup.pki.chains {
+        command.arg("--site").arg(chain);
+    }
+    let log = setup.folder.join("edge.log");
+    let mut daemon = Daemon::start("edge", command, &log)?;
+    let address = || super::read(&log).ok().and_then(|log| listening(&log));
+    let sites = daemon.wait_for(interrupt, "it listened", address)?;
+    Ok((daemon, sites))
+}
+
+/// The address behind `listening on`, once its line is complete.
+fn listening(log: &str) -> Option<SocketAddr> {
+    let (_, rest) = log.split_once("listening on ")?;
+    rest.split_once('\n')?.0.split_whitespace().next()?.parse().ok()
+}
+
+/// Two ports that nobody listens on. Somebody could take them before the key server does, which then says so.
+fn free_addresses() -> Result<[SocketAddr; 2]> {
+    let failure = |error| Failure::new(format!("cannot find a free port: {error}"));
+    let listen = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failure);
+    let (one, other) = (listen()?, listen()?);
+    Ok([one.local_addr().map_err(failure)?, other.local_addr().map_err(failure)?])
+}
+
+/// The opcodes of signatures that were asked for meanwhile, and how often.
+fn new_signatures(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> Vec<(String, u64)> {
+    let grown = |(opcode, count): (&String, &u64)| {
+        let more = count.saturating_sub(before.get(opcode).copied().unwrap_or(0));
+        (more > 0 && opcode.contains("Sign")).then(|| (opcode.clone(), more))
+    };
+    after.iter().filter_map(grown).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(pairs: &[(&str, u64)]) -> BTreeMap<String, u64> {
+        pairs.iter().map(|(opcode, count)| ((*opcode).to_owned(), *count)).collect()
+    }
+
+    #[test]
+    fn only_signatures_made_meanwhile_count() {
+        let before = counts(&[("OpPing", 1), ("OpRSASignSHA256", 4)]);
+        let after = counts(&[("OpPing", 9), ("OpRSASignSHA256", 4), ("OpECDSASignSHA256", 1)]);
+        assert_eq!(new_signatures(&before, &after), [("OpECDSASignSHA256".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn waits_for_the_whole_line_of_an_address() {
+        assert_eq!(listening("INFO listening on 127.0.0.1:44"), None);
+        assert_eq!(
+            listening("x\nlistening on 127.0.0.1:443\n"),
+            Some(SocketAddr::from(([127, 0, 0, 1], 443)))
+        );
+    }
+}

@@ -1,0 +1,173 @@
+//! What the machine must have, and how to get it with apt.
+
+use std::env;
+use std::path::Path;
+use std::process::Command;
+
+use crate::failure::{Failure, Result};
+use crate::process;
+
+/// A Debian package, and how to tell that what it brings is there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Package {
+    name: &'static str,
+    sign: Sign,
+}
+
+/// What shows that a package isn't needed any more.
+#[derive(Clone, Copy, Debug)]
+enum Sign {
+    /// A program that succeeds with these arguments.
+    Answers(&'static str, &'static [&'static str]),
+    /// Any of these files.
+    AnyFile(&'static [&'static str]),
+    /// A program in `PATH`.
+    Program(&'static str),
+}
+
+/// What `cargo xtask demo` needs: a compiler, a token, its tool, and two TLS clients.
+pub(crate) const FOR_DEMO: &[Package] = &[
+    Package::new("gcc", Sign::Program("cc")),
+    Package::new("libc6-dev", Sign::AnyFile(&["/usr/include/stdlib.h"])),
+    Package::new("softhsm2", Sign::AnyFile(SOFTHSM_MODULES)),
+    Package::new("opensc", Sign::Program("pkcs11-tool")),
+    Package::new("curl", Sign::Program("curl")),
+    Package::new("openssl", Sign::Program("openssl")),
+];
+
+/// What `cargo xtask test` needs beside it: an independent judge of signatures, a module that logs calls, and Python
+/// to install the licence checker.
+pub(crate) const FOR_TEST: &[Package] = &[
+    Package::new("pkg-config", Sign::Program("pkg-config")),
+    Package::new("libssl-dev", Sign::Answers("pkg-config", &["--exists", "openssl"])),
+    Package::new("opensc-pkcs11", Sign::AnyFile(SPY_MODULES)),
+    Package::new("python3-venv", Sign::Answers("python3", &["-c", "import venv, ensurepip"])),
+];
+
+/// Where distributions put SoftHSM2's module.
+const SOFTHSM_MODULES: &[&str] = &[
+    "/usr/lib/softhsm/libsofthsm2.so",
+    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib64/libsofthsm2.so",
+    "/usr/lib64/pkcs11/libsofthsm2.so",
+];
+
+/// Where distributions put the module that logs each call on its way to another module.
+const SPY_MODULES: &[&str] = &[
+    "/usr/lib/x86_64-linux-gnu/pkcs11-spy.so",
+    "/usr/lib/aarch64-linux-gnu/pkcs11-spy.so",
+    "/usr/lib/x86_64-linux-gnu/pkcs11/pkcs11-spy.so",
+    "/usr/lib64/pkcs11/pkcs11-spy.so",
+];
+
+/// Installs those of the packages that are missing: as root or through `sudo -n`, by one line of apt.
+pub(crate) fn ensure(packages: &[Package]) -> Result<()> {
+    let missing: Vec<_> =
+        packages.iter().filter(|package| !package.sign.is_there()).map(|p| p.name).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names = missing.join(" ");
+    println!("installing what is missing here: {names}");
+    let Some(privilege) = privilege() else { return Err(by_hand(&names)) };
+    apt(privilege, &["update", "--quiet=2"]).map_err(|failure| failure.hint(one_line(&names)))?;
+    let install = ["install", "--quiet", "--yes", "--no-install-recommends"];
+    apt(privilege, &[&install[..], &missing].concat()).map_err(|failure| failure.hint(one_line(&names)))?;
+    still_missing(packages)
+}
+
+/// The module of SoftHSM2.
+pub(crate) fn softhsm_module() -> Result<&'static Path> {
+    first_file(SOFTHSM_MODULES)
+        .ok_or_else(|| Failure::new("SoftHSM2's module is in none of the usual places"))
+}
+
+impl Package {
+    const fn new(name: &'static str, sign: Sign) -> Self {
+        Self { name, sign }
+    }
+}
+
+impl Sign {
+    fn is_there(self) -> bool {
+        match self {
+            Self::Answers(program, arguments) => process::succeeds(program, arguments),
+            Self::AnyFile(paths) => first_file(paths).is_some(),
+            Self::Program(name) => in_path(name),
+        }
+    }
+}
+
+/// What to put before apt-get; `None` where this user may not install anything.
+fn privilege() -> Option<&'static [&'static str]> {
+    if !in_path("apt-get") {
+        return None;
+    }
+    if rustix::process::geteuid().is_root() {
+        return Some(&[]);
+    }
+    process::succeeds("sudo", &["-n", "true"]).then_some(&["sudo", "-n"])
+}
+
+fn apt(privilege: &[&str], arguments: &[&str]) -> Result<()> {
+    let words = [privilege, &["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"], arguments].concat();
+    let (program, arguments) = words.split_first().ok_or_else(|| Failure::new("nothing to run"))?;
+    process::run(Command::new(program).args(arguments))
+}
+
+fn still_missing(packages: &[Package]) -> Result<()> {
+    match packages.iter().find(|package| !package.sign.is_there()) {
+        Some(package) => Err(Failure::new(format!(
+            "`{}` is installed, but what it should bring is still not found: {:?}",
+            package.name, package.sign
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn by_hand(names: &str) -> Failure {
+    Failure::new(format!("this machine lacks {names}, and I may not install it"))
+        .hint(one_line(names))
+        .not_started()
+}
+
+fn one_line(names: &str) -> String {
+    format!("on Debian: sudo apt-get update && sudo apt-get install --yes --no-install-recommends {names}")
+}
+
+fn first_file(paths: &[&'static str]) -> Option<&'static Path> {
+    paths.iter().copied().map(Path::new).find(|path| path.is_file())
+}
+
+fn in_path(name: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|folder| folder.join(name).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_what_is_there_from_what_is_not() {
+        assert!(Sign::Program("sh").is_there());
+        assert!(!Sign::Program("no-such-program").is_there());
+        assert!(Sign::AnyFile(&["/no/such/file", "/etc/passwd"]).is_there());
+        assert!(!Sign::AnyFile(&["/no/such/file"]).is_there());
+        assert!(Sign::Answers("sh", &["-c", "exit 0"]).is_there());
+        assert!(!Sign::Answers("sh", &["-c", "exit 1"]).is_there());
+        assert!(!Sign::Answers("no-such-program", &[]).is_there());
+    }
+
+    #[test]
+    fn asks_for_nothing_when_nothing_is_missing() {
+        ensure(&[Package::new("bash", Sign::Program("sh"))]).expect("nothing to install");
+    }
+
+    #[test]
+    fn who_may_not_install_gets_the_one_line() {
+        let text = by_hand("curl softhsm2").to_string();
+        assert!(text.contains("apt-get install --yes --no-install-recommends curl softhsm2"), "{text}");
+    }
+}

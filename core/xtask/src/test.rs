@@ -1,0 +1,157 @@
+//! `cargo xtask test`: everything that must hold before a change is merged, step by step, stopping at the first that
+//! fails.
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::failure::{Failure, Result};
+use crate::process::{cargo, root, run as run_command};
+use crate::{demo, licences, system};
+
+/// Time that all fuzz targets share.
+const FUZZING: Duration = Duration::from_secs(40);
+
+/// The steps, cheapest refusal first.
+const STEPS: &[Step] = &[
+    Step::new("format", "cargo fmt --check", format),
+    Step::new("licences", "cargo deny check bans licenses sources", licences::check),
+    Step::new("lints", "cargo clippy, warnings denied", clippy),
+    Step::new("documents", "cargo doc, warnings denied", documents),
+    Step::new("tests", "cargo test", tests),
+    Step::new("fuzzing", "each fuzz target, for seconds", fuzzing),
+    Step::new("benchmarks", "each benchmark, once", benchmarks),
+    Step::new("demo", "four handshakes signed in a token", demonstration),
+];
+
+struct Step {
+    name: &'static str,
+    what: &'static str,
+    run: fn() -> Result<()>,
+}
+
+/// How a step went: nothing for one that wasn't reached.
+type Outcome = Option<(Duration, bool)>;
+
+/// Runs every step, and prints how long each took.
+pub(crate) fn run() -> Result<()> {
+    system::ensure(&[system::FOR_DEMO, system::FOR_TEST].concat())?;
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    let mut result = Ok(());
+    for step in STEPS {
+        println!("\n=== {}: {}", step.name, step.what);
+        let start = Instant::now();
+        result = (step.run)();
+        outcomes.push(Some((start.elapsed(), result.is_ok())));
+        if result.is_err() {
+            break;
+        }
+    }
+    outcomes.resize(STEPS.len(), None);
+    println!("\n{}", table(STEPS, &outcomes));
+    result
+}
+
+impl Step {
+    const fn new(name: &'static str, what: &'static str, run: fn() -> Result<()>) -> Self {
+        Self { name, what, run }
+    }
+}
+
+fn table(steps: &[Step], outcomes: &[Outcome]) -> String {
+    let mut lines = vec![format!("{:<11} {:<41} {:>8}  result", "step", "what", "time")];
+    for (step, outcome) in steps.iter().zip(outcomes) {
+        let (time, result) = match outcome {
+            Some((time, true)) => (seconds(*time), "ok"),
+            Some((time, false)) => (seconds(*time), "FAILED"),
+            None => (String::from("-"), "not run"),
+        };
+        lines.push(format!("{:<11} {:<41} {time:>8}  {result}", step.name, step.what));
+    }
+    let total = outcomes.iter().flatten().map(|(time, _)| *time).sum();
+    lines.push(format!("{:<11} {:<41} {:>8}", "all", "", seconds(total)));
+    lines.join("\n")
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+fn format() -> Result<()> {
+    run_command(cargo().args(["fmt", "--all", "--check"]))
+        .map_err(|failure| failure.hint("`cargo fmt --all` puts it right"))
+}
+
+fn clippy() -> Result<()> {
+    run_command(of_workspace("clippy").args(["--all-targets", "--", "--deny", "warnings"]))
+}
+
+fn documents() -> Result<()> {
+    run_command(of_workspace("doc").arg("--no-deps").env("RUSTDOCFLAGS", "--deny warnings"))
+}
+
+fn tests() -> Result<()> {
+    run_command(&mut of_workspace("test"))
+}
+
+/// Runs them as tests do, once and in the same profile, which needs no second build of the dependencies.
+fn benchmarks() -> Result<()> {
+    run_command(of_workspace("test").args(["--bench", "*"]))
+}
+
+fn demonstration() -> Result<()> {
+    demo::run(&demo::Options::default())
+}
+
+fn fuzzing() -> Result<()> {
+    let targets = fuzz_targets()?;
+    let each = FUZZING.as_secs() / targets.len().max(1) as u64;
+    for target in &targets {
+        let mut command = cargo();
+        command.args(["run", "--quiet", "--locked", "--package", "keystead-protocol-fuzz", "--", target]);
+        run_command(command.args(["--seconds", &each.to_string()]))?;
+    }
+    Ok(())
+}
+
+/// The names of the fuzz targets: each has a folder of saved inputs.
+fn fuzz_targets() -> Result<Vec<String>> {
+    let corpus = root().join("core/protocol/fuzz/corpus");
+    let entries = fs::read_dir(&corpus).map_err(|error| Failure::file("list", &corpus, &error))?;
+    let mut names: Vec<_> =
+        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    if names.is_empty() {
+        return Err(Failure::new(format!("no fuzz target has a folder in {}", corpus.display())));
+    }
+    Ok(names)
+}
+
+/// A subcommand over everything, with the features that make all steps share what is built.
+fn of_workspace(subcommand: &str) -> Command {
+    let mut command = cargo();
+    command.args([subcommand, "--locked", "--workspace", "--all-features"]);
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_tells_done_from_failed_from_not_run() {
+        let steps =
+            [Step::new("a", "one", format), Step::new("b", "two", format), Step::new("c", "three", format)];
+        let outcomes =
+            [Some((Duration::from_millis(1_500), true)), Some((Duration::from_secs(2), false)), None];
+        let table = table(&steps, &outcomes);
+        let results: Vec<_> = table.lines().filter_map(|line| line.split("  ").last()).collect();
+        assert_eq!(results.get(1..4), Some(&["ok", "FAILED", "not run"][..]), "{table}");
+        assert!(table.ends_with("3.5 s"), "{table}");
+    }
+
+    #[test]
+    fn finds_the_fuzz_targets() {
+        assert!(fuzz_targets().expect("a corpus").contains(&"request".to_owned()));
+    }
+}
