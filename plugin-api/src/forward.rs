@@ -128,17 +128,16 @@ struct Fields {
 
 impl Fields {
     fn put(&mut self, field: &Field, value: Value) {
-        self.rest.insert(field.name().to_owned(), value);
+        match value {
+            Value::String(text) if field.name() == "message" => self.message = text,
+            value => drop(self.rest.insert(field.name().to_owned(), value)),
+        }
     }
 }
 
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if field.name() == "message" {
-            self.message = format!("{value:?}");
-        } else {
-            self.put(field, Value::String(format!("{value:?}")));
-        }
+        self.put(field, Value::String(format!("{value:?}")));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {

@@ -309,7 +309,12 @@ fn contain(
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => 0,
         Ok(Err(error)) => tell(&error, report),
-        Err(panic) => tell(&Error::new(Code::Internal, panicked(panic.as_ref())), report),
+        Err(panic) => {
+            let code = tell(&Error::new(Code::Internal, panicked(panic.as_ref())), report);
+            // What was thrown may panic again when it is dropped, and that would cross the boundary.
+            std::mem::forget(panic);
+            code
+        }
     }
 }
 

@@ -125,21 +125,34 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// Makes text of a plugin fit for a log: at most `max` bytes, one line, no control characters.
+/// Makes text of a plugin fit for a log: one line of at most `max` bytes and an ellipsis, with nothing that steers a
+/// terminal or the order of the text.
 pub(crate) fn tame(text: &[u8], max: usize) -> String {
     let part = text.get(..max).unwrap_or(text);
     let mut tamed = String::with_capacity(part.len());
     for character in String::from_utf8_lossy(part).chars() {
-        if character.is_control() {
+        let before = tamed.len();
+        if is_unruly(character) {
             tamed.extend(character.escape_default());
         } else {
             tamed.push(character);
+        }
+        if tamed.len() > max {
+            tamed.truncate(before);
+            tamed.push('…');
+            return tamed;
         }
     }
     if part.len() < text.len() {
         tamed.push('…');
     }
     tamed
+}
+
+/// Control characters, and those that are invisible or turn the direction of what follows (Unicode UAX #9).
+fn is_unruly(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 #[cfg(test)]
@@ -151,5 +164,7 @@ mod tests {
         assert_eq!(tame(b"two\nlines\x1b[31m", 100), "two\\nlines\\u{1b}[31m");
         assert_eq!(tame(&[b'x'; 2000], 10), format!("{}…", "x".repeat(10)));
         assert_eq!(tame(b"\xff", 10), "\u{fffd}");
+        assert_eq!(tame("\u{202e}drowssap".as_bytes(), 100), "\\u{202e}drowssap");
+        assert_eq!(tame(&[0x1b; 10], 10), "\\u{1b}…", "escaping doesn't make it longer than asked for");
     }
 }

@@ -6,6 +6,9 @@ use keystead_plugin_api::{CallClass, Isolation, Severity, algorithm::Operation};
 
 use crate::Failure;
 
+/// The longest SubjectPublicKeyInfo: an RSA key of 16,384 bits has some 2 kB.
+pub(crate) const SPKI_MAX: usize = 16 << 10;
+
 /// What a plugin says it is, checked: text is short and printable, the schema is a JSON object.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -59,7 +62,10 @@ pub(crate) trait Instance: Send + Sync {
     /// Asks how it is; answers the generation of the listing.
     fn health(&self, call: &Call<'_>) -> Result<u64, Failure>;
 
-    /// Ends it. Nothing is called after this.
+    /// Lets no further call start.
+    fn stop(&self);
+
+    /// Stops it, waits for calls and ends it, in `grace` all in all. Nothing is called after this.
     fn close(&self, grace: Duration);
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
@@ -22,7 +23,6 @@ pub(crate) struct Lanes {
 struct Shared {
     name: String,
     first: u32,
-    lanes: u32,
     queue: usize,
     state: Mutex<State>,
     wake: Condvar,
@@ -32,6 +32,7 @@ struct Shared {
 struct State {
     waiting: VecDeque<Job>,
     idle: usize,
+    lanes: u32,
     started: u32,
     closed: bool,
 }
@@ -40,25 +41,31 @@ impl Lanes {
     /// Up to `lanes` threads, numbered from `first`, and room for `queue` waiting jobs.
     pub(crate) fn new(name: &str, first: u32, lanes: u32, queue: usize) -> Self {
         let shared = Shared {
-            name: name.to_owned(),
+            // The operating system takes no NUL in the name of a thread.
+            name: name.replace('\0', ""),
             first,
-            lanes: lanes.max(1),
             queue,
-            state: Mutex::default(),
+            state: Mutex::new(State { lanes: lanes.max(1), ..State::default() }),
             wake: Condvar::new(),
         };
         Self { shared: Arc::new(shared) }
     }
 
+    /// Starts no more than `lanes` threads, where that is fewer than before.
+    pub(crate) fn limit(&self, lanes: u32) {
+        let mut state = self.shared.lock();
+        state.lanes = state.lanes.min(lanes).max(1);
+    }
+
     /// Puts a job in the queue.
     pub(crate) fn submit(&self, job: Job) -> Result<(), Full> {
         let mut state = self.shared.lock();
-        let free = state.idle + (self.shared.lanes - state.started) as usize;
+        let free = state.idle + state.lanes.saturating_sub(state.started) as usize;
         if state.closed || state.waiting.len() >= self.shared.queue + free {
             return Err(Full);
         }
         state.waiting.push_back(job);
-        if state.waiting.len() > state.idle && state.started < self.shared.lanes {
+        if state.waiting.len() > state.idle && state.started < state.lanes {
             self.start(&mut state);
         }
         drop(state);
@@ -81,8 +88,9 @@ impl Drop for Lanes {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.closed = true;
-        state.waiting.clear();
+        let abandoned = mem::take(&mut state.waiting);
         drop(state);
+        drop(abandoned); // unlocked: what the jobs own may do anything when it goes
         self.shared.wake.notify_all();
     }
 }

@@ -44,10 +44,14 @@ use crate::{latch::Latch, load::Plugin};
 /// What the stores of one process share: loaded plugins, refused credentials, and the bound on inline calls.
 pub struct Host {
     settings: Settings,
-    plugins: Mutex<BTreeMap<(u64, u64), Arc<Plugin>>>,
+    /// By device and inode, with those that were refused after their code had run.
+    plugins: Mutex<BTreeMap<(u64, u64), Loaded>>,
     latch: Arc<Latch>,
     inline: Arc<Semaphore>,
 }
+
+/// What became of a library whose code has run.
+type Loaded = Result<Arc<Plugin>, Failure>;
 
 /// How plugins are found and run.
 #[derive(Clone, Debug, Default)]
@@ -96,15 +100,18 @@ impl Host {
     }
 
     fn load_file(&self, name: &str, file: &std::path::Path) -> Result<Arc<Plugin>, Failure> {
+        let pin = self.pin(name)?;
         let opened = load::Opened::open(file)?;
         let mut plugins = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(plugin) = plugins.get(&opened.identity()) {
-            return Ok(Arc::clone(plugin));
-        }
         let identity = opened.identity();
-        let plugin = Arc::new(opened.check(self.pin(name)?)?.load()?);
-        plugins.insert(identity, Arc::clone(&plugin));
-        Ok(plugin)
+        if let Some(known) = plugins.get(&identity) {
+            let plugin = known.clone()?;
+            plugin.pinned(file, pin)?;
+            return Ok(plugin);
+        }
+        let plugin = opened.check(pin)?.map()?.examine().map(Arc::new);
+        plugins.insert(identity, plugin.clone());
+        plugin
     }
 
     fn pin(&self, name: &str) -> Result<Option<&[u8; 32]>, Failure> {

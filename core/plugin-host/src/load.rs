@@ -21,7 +21,7 @@ use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use object::{FileKind, Object, ObjectSymbol, read::elf::ElfFile64};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
-use crate::{Class, Description, Failure, native};
+use crate::{Class, Description, Failure, failure::tame, native};
 
 /// The largest file that is taken for a plugin: 256 MiB.
 const SIZE_MAX: u64 = 256 << 20;
@@ -30,6 +30,7 @@ const SIZE_MAX: u64 = 256 << 20;
 pub(crate) struct Plugin {
     pub(crate) description: Description,
     pub(crate) table: &'static BackendTable,
+    sha256: [u8; 32],
 }
 
 /// A file that may be a plugin: open, and of an owner and mode that can be trusted.
@@ -43,6 +44,14 @@ pub(crate) struct Opened {
 pub(crate) struct Checked {
     file: File,
     path: PathBuf,
+    sha256: [u8; 32],
+}
+
+/// A library whose code has run. What becomes of it is final: it can't be unloaded and loaded again.
+pub(crate) struct Mapped {
+    library: Library,
+    path: PathBuf,
+    sha256: [u8; 32],
 }
 
 impl Opened {
@@ -56,7 +65,8 @@ impl Opened {
         let directory =
             path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let name = path.file_name().ok_or_else(|| refused(io::ErrorKind::NotFound.into()))?;
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        // Opening a pipe without a writer would hang, were it not for NONBLOCK.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let directory_fd = rustix::fs::openat(CWD, directory, flags | OFlags::DIRECTORY, Mode::empty())
             .map_err(|error| refused(error.into()))?;
         trusted(&File::from(directory_fd.as_fd().try_clone_to_owned().map_err(refused)?), directory)?;
@@ -79,42 +89,53 @@ impl Opened {
     /// Reads the file, compares its SHA-256 with `pin`, and looks at its symbols.
     pub(crate) fn check(mut self, pin: Option<&[u8; 32]>) -> Result<Checked, Failure> {
         let mut content = Vec::new();
-        self.file.read_to_end(&mut content).and_then(|_| self.file.rewind()).map_err(|error| {
+        let read = (&self.file).take(SIZE_MAX).read_to_end(&mut content);
+        read.and_then(|_| self.file.rewind()).map_err(|error| {
             Failure::new(Class::Unavailable, format!("{} can't be read: {error}", self.path.display()))
         })?;
-        if let Some(pin) = pin {
-            pinned(&content, pin)
-                .map_err(|what| Failure::denied(format!("{}: {what}", self.path.display())))?;
-        }
+        let sha256 = sha256(&content);
+        pinned(&self.path, &sha256, pin)?;
         exports_entry_point(&content)
             .map_err(|what| Failure::invalid(format!("{} {what}", self.path.display())))?;
-        Ok(Checked { file: self.file, path: self.path })
+        Ok(Checked { file: self.file, path: self.path, sha256 })
     }
 }
 
 impl Checked {
-    /// Runs the plugin's code for the first time: maps it, checks the layout of its table and its draft, and asks what
-    /// it is. The descriptor stays open for ever: the loader knows libraries by name, and this one's is its number.
-    pub(crate) fn load(self) -> Result<Plugin, Failure> {
+    /// Maps the library, which runs its constructors: the first of its code. The descriptor stays open for ever: the
+    /// loader knows libraries by name, and this one's is its number.
+    pub(crate) fn map(self) -> Result<Mapped, Failure> {
         let name = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         // SAFETY: loading runs the library's constructors: native plugins are trusted code by the threat model, from a
         // file that only root or this user can write. Nothing of it is unloaded: the handle is leaked below.
         let library = unsafe { Library::open(Some(&name), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE) };
-        let library =
-            library.map_err(|error| self.refuse(&error.to_string().replace(&name, "the library")))?;
+        let library = library.map_err(|error| {
+            let error = error.to_string().replace(&name, "the library");
+            refuse(&self.path, &tame(error.as_bytes(), 200))
+        })?;
         mem::forget(self.file);
+        Ok(Mapped { library, path: self.path, sha256: self.sha256 })
+    }
+}
+
+impl Mapped {
+    /// Checks the layout of the library's table and its draft, and asks what it is.
+    pub(crate) fn examine(self) -> Result<Plugin, Failure> {
         // SAFETY: the symbol, which was seen in the file, is abi_stable's header by its name; the next call checks
         // that it really is one of a version it knows.
-        let header = unsafe { library.get::<AbiHeaderRef>(ROOT_MODULE_LOADER_NAME_WITH_NUL.as_bytes()) };
+        let header = unsafe { self.library.get::<AbiHeaderRef>(ROOT_MODULE_LOADER_NAME_WITH_NUL.as_bytes()) };
         let header = *header.map_err(|error| refuse(&self.path, &error.to_string()))?;
-        mem::forget(library);
+        mem::forget(self.library);
         let table = table(header).map_err(|what| refuse(&self.path, &what))?;
         let description = native::describe(table).map_err(|what| refuse(&self.path, &what))?;
-        Ok(Plugin { description, table })
+        Ok(Plugin { description, table, sha256: self.sha256 })
     }
+}
 
-    fn refuse(&self, what: &str) -> Failure {
-        refuse(&self.path, what)
+impl Plugin {
+    /// Whether what was loaded has the hash that this name asks for: one file may have several names.
+    pub(crate) fn pinned(&self, path: &Path, pin: Option<&[u8; 32]>) -> Result<(), Failure> {
+        pinned(path, &self.sha256, pin)
     }
 }
 
@@ -194,12 +215,22 @@ fn trusted(file: &File, path: &Path) -> Result<std::fs::Metadata, Failure> {
     Ok(metadata)
 }
 
-fn pinned(content: &[u8], pin: &[u8; 32]) -> Result<(), String> {
-    let found = digest::digest(&digest::SHA256, content);
-    if found.as_ref() == pin {
-        return Ok(());
+fn sha256(content: &[u8]) -> [u8; 32] {
+    let mut sha256 = [0; 32];
+    sha256.copy_from_slice(digest::digest(&digest::SHA256, content).as_ref());
+    sha256
+}
+
+fn pinned(path: &Path, found: &[u8; 32], pin: Option<&[u8; 32]>) -> Result<(), Failure> {
+    match pin.filter(|pin| *pin != found) {
+        None => Ok(()),
+        Some(pin) => Err(Failure::denied(format!(
+            "{}: its SHA-256 is {}, and `plugins.sha256` has {}",
+            path.display(),
+            hex(found),
+            hex(pin)
+        ))),
     }
-    Err(format!("its SHA-256 is {}, and `plugins.sha256` has {}", hex(found.as_ref()), hex(pin)))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -222,7 +253,8 @@ fn exports_entry_point(content: &[u8]) -> Result<(), String> {
     let broken = |error| format!("is truncated or damaged: {error}");
     let library = ElfFile64::<object::Endianness>::parse(content).map_err(broken)?;
     complete(content)?;
-    if library.dynamic_symbols().any(|symbol| symbol.name() == Ok(ROOT_MODULE_LOADER_NAME)) {
+    let mut exported = library.dynamic_symbols().filter(ObjectSymbol::is_definition);
+    if exported.any(|symbol| symbol.name() == Ok(ROOT_MODULE_LOADER_NAME)) {
         return Ok(());
     }
     Err("exports no plugin entry point; is it a plugin, built with `export_backend!`?".to_owned())

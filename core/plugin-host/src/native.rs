@@ -1,22 +1,20 @@
 //! A plugin's C table as an [`Instance`]: the only place that calls into native plugins.
 
 use std::{
-    collections::HashSet,
     ffi::c_void,
     ptr,
     sync::{
-        Arc,
+        Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
 
 use keystead_plugin_api::{
     CallClass, Code, Isolation, Severity, Vendor,
     abi::{
-        BackendTable, Buffer, Bytes, Context, DescriptionTable, FindingEntry, HealthReport, KeyEntry,
-        KeyPage, Report, struct_size,
+        BackendTable, Buffer, Bytes, Context, DescriptionTable, FindingEntry, HealthReport, KEY_ID_MAX,
+        KeyEntry, KeyPage, Report, struct_size,
     },
     algorithm::Operation,
 };
@@ -24,12 +22,18 @@ use keystead_plugin_api::{
 use crate::{
     Class, Description, Failure, Finding,
     failure::tame,
-    instance::{Call, Instance, RawKey, RawListing},
+    instance::{Call, Instance, RawKey, RawListing, SPKI_MAX},
     services::Services,
 };
 
-/// The most keys, and the most findings, of one store.
+/// The most keys, the most findings, and the most pages of one store's listing.
 const ENTRIES_MAX: usize = 100_000;
+
+/// The longest schema of a plugin's configuration, in bytes.
+const SCHEMA_MAX: usize = 1 << 20;
+
+/// The longest time that a plugin may ask its callers to wait.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 
 /// Asks a loaded plugin what it is.
 pub(crate) fn describe(table: &'static BackendTable) -> Result<Description, String> {
@@ -39,7 +43,7 @@ pub(crate) fn describe(table: &'static BackendTable) -> Result<Description, Stri
         return Err(format!("its description has {} bytes", said.size));
     }
     // SAFETY: the description's text is static (`abi`).
-    let schema = unsafe { said.schema.as_slice() };
+    let schema = unsafe { first(said.schema, SCHEMA_MAX) };
     let schema: serde_json::Value = serde_json::from_slice(schema).unwrap_or_default();
     if !schema.is_object() {
         return Err("the schema of its configuration is not a JSON object".to_owned());
@@ -57,7 +61,7 @@ pub(crate) fn describe(table: &'static BackendTable) -> Result<Description, Stri
 
 fn short(text: Bytes, what: &str) -> Result<String, String> {
     // SAFETY: the description's text is static (`abi`).
-    let text = unsafe { text.as_slice() };
+    let text = unsafe { first(text, 65) };
     let text = std::str::from_utf8(text).unwrap_or_default();
     if text.is_empty() || text.len() > 64 || text.contains(char::is_control) {
         return Err(format!("its {what} is not 1 to 64 bytes of text"));
@@ -76,7 +80,13 @@ pub(crate) fn open(
     // SAFETY: the host's table lives for ever, `store` and `report` through the call.
     let code = unsafe { (table.open)(services.table(), &raw mut store, &raw mut report) };
     outcome(code, &report, &memory)?;
-    Ok(Arc::new(Native { table, store, calls: AtomicUsize::new(0), closed: AtomicBool::new(false) }))
+    Ok(Arc::new(Native {
+        table,
+        store,
+        calls: AtomicUsize::new(0),
+        stopped: AtomicBool::new(false),
+        idle: (Mutex::default(), Condvar::new()),
+    }))
 }
 
 /// One open store.
@@ -84,7 +94,9 @@ struct Native {
     table: &'static BackendTable,
     store: *mut c_void,
     calls: AtomicUsize,
-    closed: AtomicBool,
+    stopped: AtomicBool,
+    /// Signalled when the last call of a stopped store returns.
+    idle: (Mutex<()>, Condvar),
 }
 
 // SAFETY: a plugin takes calls from any thread (`abi`); the pointer is only ever handed back to it.
@@ -94,11 +106,14 @@ unsafe impl Sync for Native {}
 
 impl Instance for Native {
     fn keys(&self, call: &Call<'_>) -> Result<RawListing, Failure> {
-        let context = context(call);
+        let _entered = self.enter()?;
         let mut listing = RawListing::default();
-        let mut cursors = HashSet::new();
         let mut cursor = 0;
-        while cursors.insert(cursor) {
+        for _ in 0..ENTRIES_MAX {
+            let context = context(call);
+            if context.nanos_left == 0 {
+                return Err(Failure::new(Class::Deadline, "the plugin's listing of keys takes too long"));
+            }
             let page = self.page(&context, cursor)?;
             // SAFETY: the page is fresh from the plugin, and stays valid until the next call for it.
             unsafe { take(&page, &mut listing) }?;
@@ -141,6 +156,7 @@ impl Instance for Native {
     }
 
     fn health(&self, call: &Call<'_>) -> Result<u64, Failure> {
+        let _entered = self.enter()?;
         let context = context(call);
         let mut memory = Memory::default();
         let mut report = memory.report();
@@ -151,12 +167,15 @@ impl Instance for Native {
         outcome(code, &report, &memory).map(|()| health.generation)
     }
 
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+    }
+
     fn close(&self, grace: Duration) {
-        self.closed.store(true, Ordering::SeqCst);
-        let end = Instant::now() + grace;
-        while self.calls.load(Ordering::SeqCst) > 0 && Instant::now() < end {
-            thread::sleep(Duration::from_millis(5));
-        }
+        self.stop();
+        let started = Instant::now();
+        self.wait_until_idle(grace / 2);
+        let grace = grace.saturating_sub(started.elapsed());
         let mut memory = Memory::default();
         let mut report = memory.report();
         let grace = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
@@ -169,11 +188,15 @@ impl Instance for Native {
 }
 
 /// A call to the plugin that is going on.
-struct Entered<'a>(&'a AtomicUsize);
+struct Entered<'a>(&'a Native);
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        if self.0.calls.fetch_sub(1, Ordering::SeqCst) == 1 && self.0.stopped.load(Ordering::SeqCst) {
+            // Under the lock, so that it doesn't fall between the other side's look and its sleep.
+            let _guard = self.0.idle.0.lock().unwrap_or_else(PoisonError::into_inner);
+            self.0.idle.1.notify_all();
+        }
     }
 }
 
@@ -181,11 +204,18 @@ impl Native {
     /// Counts a call in; none starts once the store is being closed.
     fn enter(&self) -> Result<Entered<'_>, Failure> {
         self.calls.fetch_add(1, Ordering::SeqCst);
-        let entered = Entered(&self.calls);
-        if self.closed.load(Ordering::SeqCst) {
+        let entered = Entered(self);
+        if self.stopped.load(Ordering::SeqCst) {
             return Err(Failure::new(Class::Unavailable, "the store is closed"));
         }
         Ok(entered)
+    }
+
+    /// Waits until no call is going on, or the time is up.
+    fn wait_until_idle(&self, time: Duration) {
+        let guard = self.idle.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let busy = |(): &mut ()| self.calls.load(Ordering::SeqCst) > 0;
+        drop(self.idle.1.wait_timeout_while(guard, time, busy));
     }
 
     fn page(&self, context: &Context, cursor: u64) -> Result<KeyPage, Failure> {
@@ -253,7 +283,8 @@ fn outcome(code: u32, report: &Report, memory: &Memory) -> Result<(), Failure> {
         class,
         message: if message.is_empty() { format!("the plugin answered {class}") } else { message },
         vendor: (!name.is_empty()).then(|| Vendor::new(name, report.vendor_code)),
-        retry_after: (report.retry_after_ms > 0).then(|| Duration::from_millis(report.retry_after_ms)),
+        retry_after: (report.retry_after_ms > 0)
+            .then(|| Duration::from_millis(report.retry_after_ms).min(RETRY_AFTER_MAX)),
     })
 }
 
@@ -263,10 +294,13 @@ fn outcome(code: u32, report: &Report, memory: &Memory) -> Result<(), Failure> {
 ///
 /// The page is one that the plugin filled and hasn't been asked to replace since.
 unsafe fn take(page: &KeyPage, listing: &mut RawListing) -> Result<(), Failure> {
-    if listing.keys.len() + page.keys_len > ENTRIES_MAX
-        || listing.findings.len() + page.findings_len > ENTRIES_MAX
-    {
-        return Err(Failure::internal(format!("the plugin lists more than {ENTRIES_MAX} keys")));
+    let most = listing
+        .keys
+        .len()
+        .saturating_add(page.keys_len)
+        .max(listing.findings.len().saturating_add(page.findings_len));
+    if most > ENTRIES_MAX {
+        return Err(Failure::internal(format!("the plugin lists more than {ENTRIES_MAX} keys or findings")));
     }
     // SAFETY: the caller promises a valid page; its arrays have the lengths it states.
     unsafe {
@@ -292,11 +326,11 @@ impl<T> Elements<T> {
     ///
     /// `first` points to `len` structs, each at least as large as the first one's `size` says.
     unsafe fn new(first: *const T, len: usize, size: fn(&T) -> u32) -> Result<Self, Failure> {
-        // SAFETY: promised by the caller; NULL and zero are answered before anything is read.
-        let Some(element) = (unsafe { first.as_ref() }).filter(|_| len > 0) else {
+        if len == 0 || first.is_null() {
             return Ok(Self { next: first, left: 0, stride: 0 });
-        };
-        let stride = size(element) as usize;
+        }
+        // SAFETY: promised by the caller, as there is an element.
+        let stride = size(unsafe { &*first }) as usize;
         if stride < size_of::<T>() || !stride.is_multiple_of(align_of::<T>()) {
             return Err(Failure::internal(format!("the plugin lists entries of {stride} bytes")));
         }
@@ -322,17 +356,17 @@ impl<T: Copy> Iterator for Elements<T> {
 ///
 /// The entry is of a valid page.
 unsafe fn raw_key(entry: KeyEntry) -> RawKey {
-    // SAFETY: the entry's pointers have the lengths they state while its page is valid. Only the part that will be
-    // accepted is copied.
+    // SAFETY: the entry's pointers have the lengths they state while its page is valid. Of what is too long, one byte
+    // more is copied than will be accepted.
     unsafe {
         let algorithms = match entry.algorithms.is_null() {
             true => &[][..],
             false => std::slice::from_raw_parts(entry.algorithms, entry.algorithms_len.min(1024)),
         };
         RawKey {
-            id: entry.id.as_slice().to_vec(),
-            spki: entry.spki.as_slice().to_vec(),
-            label: tame(entry.label.as_slice(), 256),
+            id: first(entry.id, KEY_ID_MAX + 1).to_vec(),
+            spki: first(entry.spki, SPKI_MAX + 1).to_vec(),
+            label: tame(first(entry.label, 257), 256),
             algorithms: algorithms.to_vec(),
             class: if entry.call_class == 0 { CallClass::Inline } else { CallClass::Blocking },
         }
@@ -347,12 +381,22 @@ unsafe fn finding(entry: FindingEntry) -> Finding {
     unsafe {
         Finding {
             severity: if entry.severity == 0 { Severity::Warning } else { Severity::Error },
-            subject: tame(entry.subject.as_slice(), 1024),
+            subject: tame(first(entry.subject, 1025), 1024),
             failure: Failure::new(
                 Class::from(Code::from_number(entry.code)),
-                tame(entry.message.as_slice(), 1024),
+                tame(first(entry.message, 1025), 1024),
             ),
-            hint: tame(entry.hint.as_slice(), 1024),
+            hint: tame(first(entry.hint, 1025), 1024),
         }
     }
+}
+
+/// As much of a plugin's bytes as is of interest: nothing reads further, whatever length they claim.
+///
+/// # Safety
+///
+/// As [`Bytes::as_slice`], for the first `max` bytes.
+unsafe fn first<'a>(bytes: Bytes, max: usize) -> &'a [u8] {
+    // SAFETY: promised by the caller.
+    unsafe { Bytes { ptr: bytes.ptr, len: bytes.len.min(max) }.as_slice() }
 }

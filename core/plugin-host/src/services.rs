@@ -29,10 +29,16 @@ pub trait Secrets: Send + Sync {
 pub(crate) struct Services {
     store: String,
     plugin: String,
-    config: Mutex<Option<Zeroizing<Vec<u8>>>>,
-    secrets: Box<dyn Secrets>,
+    private: Mutex<Option<Private>>,
     latch: Arc<Latch>,
     changed: Notify,
+}
+
+/// What is forgotten when the store is closed.
+#[derive(Clone)]
+struct Private {
+    config: Zeroizing<Vec<u8>>,
+    secrets: Arc<dyn Secrets>,
 }
 
 impl Services {
@@ -43,11 +49,11 @@ impl Services {
         secrets: Box<dyn Secrets>,
         latch: Arc<Latch>,
     ) -> &'static Self {
+        let config = Zeroizing::new(config.to_string().into_bytes());
         Box::leak(Box::new(Self {
             store: store.to_owned(),
             plugin: plugin.to_owned(),
-            config: Mutex::new(Some(Zeroizing::new(config.to_string().into_bytes()))),
-            secrets,
+            private: Mutex::new(Some(Private { config, secrets: secrets.into() })),
             latch,
             changed: Notify::new(),
         }))
@@ -73,13 +79,17 @@ impl Services {
         self.changed.notified().await;
     }
 
-    /// Forgets the configuration, which may hold secrets, once the store is closed.
+    /// Forgets the configuration, which may hold secrets, and the way to the secrets, once the store is closed.
     pub(crate) fn forget(&self) {
-        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.private.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn private(&self) -> Option<Private> {
+        self.private.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn config_at(&self, path: &str) -> Option<Zeroizing<Vec<u8>>> {
-        let config = self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let config = self.private()?.config;
         if path.is_empty() {
             return Some(config);
         }
@@ -175,7 +185,7 @@ unsafe extern "C" fn secret(context: *mut c_void, name: Bytes, out: *mut Buffer)
     // SAFETY: the context is ours, and the plugin keeps the name valid through the call.
     let (services, name) = unsafe { (services(context), name.as_slice()) };
     let name = std::str::from_utf8(name).unwrap_or_default();
-    match services.secrets.read(name) {
+    match services.private().and_then(|private| private.secrets.read(name)) {
         Some(Err(error)) => {
             tracing::warn!(store = services.store, secret = name, "a secret can't be read: {error}");
             Code::Unavailable as u32

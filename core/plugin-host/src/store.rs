@@ -1,7 +1,7 @@
 //! One plugin opened with one configuration: its keys as the host believes them, and calls that can't hang anybody.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -16,12 +16,12 @@ use keystead_plugin_api::{
 };
 use tokio::{
     sync::{Semaphore, oneshot},
-    time::timeout_at,
+    time::{timeout, timeout_at},
 };
 
 use crate::{
     Class, Description, Failure, Finding, Host,
-    instance::{Call, Instance, RawKey},
+    instance::{Call, Instance, RawKey, SPKI_MAX},
     lanes::Lanes,
     native,
     services::{Secrets, Services},
@@ -34,9 +34,6 @@ const HOUSEKEEPING_DEADLINE: Duration = Duration::from_secs(120);
 
 /// How long a call waits for its turn among the inline calls before it goes to a lane instead.
 const INLINE_WAIT: Duration = Duration::from_millis(100);
-
-/// The longest SubjectPublicKeyInfo: an RSA key of 16,384 bits has some 2 kB.
-const SPKI_MAX: usize = 16 << 10;
 
 /// Which signatures are verified before they leave.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,7 +52,7 @@ pub enum VerifySignatures {
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::exhaustive_structs, reason = "the server fills it in as a literal")]
 pub struct Limits {
-    /// Lanes: calls to blocking keys that run at once.
+    /// Lanes: calls to blocking keys that run at once. A plugin that can use fewer gets fewer.
     pub lanes: u32,
     /// Calls that wait for a lane; more are shed.
     pub queue: usize,
@@ -180,12 +177,14 @@ impl Store {
         let opened = self
             .housekeep(move |_| {
                 let plugin = host.plugin(&plugin)?;
-                Ok((plugin.description.clone(), native::open(plugin.table, services)?))
+                let instance = Some(native::open(plugin.table, services)?);
+                Ok(Opened { description: plugin.description.clone(), instance })
             })
             .await;
-        let (description, instance) = opened?;
-        *self.description.lock().unwrap_or_else(PoisonError::into_inner) = Some(description);
-        *self.instance.write().unwrap_or_else(PoisonError::into_inner) = Some(instance);
+        let mut opened = opened?;
+        self.lanes.limit(opened.description.lanes_max.unwrap_or(u32::MAX));
+        *self.description.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened.description.clone());
+        *self.instance.write().unwrap_or_else(PoisonError::into_inner) = opened.instance.take();
         Ok(())
     }
 
@@ -271,15 +270,18 @@ impl Store {
         Ok(())
     }
 
-    /// Closes the store within `grace`; calls that hang are left to themselves.
+    /// Closes the store within `grace`; calls that hang are left to themselves, and no other starts.
     pub async fn close(&self, grace: Duration) {
         let instance = self.instance.write().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(instance) = instance {
-            let closing = self.housekeep(move |_| {
+            instance.stop();
+            let (closed, done) = oneshot::channel();
+            // Not by `housekeep`: however late its turn comes, the plugin is to hear of it.
+            let closing = self.housekeeping.submit(Box::new(move |_| {
                 instance.close(grace);
-                Ok(())
-            });
-            if tokio::time::timeout(grace, closing).await.is_err() {
+                let _ = closed.send(());
+            }));
+            if closing.is_err() || timeout(grace, done).await.is_err() {
                 tracing::warn!(store = self.name, "the store did not close within {grace:?}");
             }
         }
@@ -298,7 +300,7 @@ impl Store {
         }
         match self.inline.try_acquire() {
             Ok(turn) => Some(turn),
-            Err(_) => tokio::time::timeout(INLINE_WAIT, self.inline.acquire()).await.ok()?.ok(),
+            Err(_) => timeout(INLINE_WAIT, self.inline.acquire()).await.ok()?.ok(),
         }
     }
 
@@ -337,7 +339,9 @@ impl Store {
         let (answer, result) = oneshot::channel();
         let deadline = Instant::now() + HOUSEKEEPING_DEADLINE;
         let run = move |lane| {
-            let _ = answer.send(job(&Call { lane, deadline: Some(deadline), request_id: "" }));
+            if !answer.is_closed() {
+                let _ = answer.send(job(&Call { lane, deadline: Some(deadline), request_id: "" }));
+            }
         };
         self.housekeeping
             .submit(Box::new(run))
@@ -377,21 +381,41 @@ impl Store {
     }
 }
 
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.services.forget();
+    }
+}
+
+/// What an opening gave. Where nobody waits for it any more, the plugin is told.
+struct Opened {
+    description: Description,
+    instance: Option<Arc<dyn Instance>>,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        if let Some(instance) = &self.instance {
+            instance.close(Duration::ZERO);
+        }
+    }
+}
+
 impl Key {
     /// Believes a key only if its parts fit each other.
     fn check(raw: RawKey, seen: &mut HashSet<Vec<u8>>) -> Result<Self, String> {
         if raw.id.is_empty() || raw.id.len() > KEY_ID_MAX {
-            return Err(format!("a key's id has {} bytes, expected 1 to {KEY_ID_MAX}", raw.id.len()));
+            return Err(format!("the key's id does not have 1 to {KEY_ID_MAX} bytes"));
         }
         if !seen.insert(raw.id.clone()) {
             return Err("two keys have the same id".to_owned());
         }
         if raw.spki.len() > SPKI_MAX {
-            return Err(format!("the public key has {} bytes, expected at most {SPKI_MAX}", raw.spki.len()));
+            return Err(format!("the public key has more than {SPKI_MAX} bytes"));
         }
         let public = PublicKey::parse(&raw.spki)
             .ok_or("the public key is not a SubjectPublicKeyInfo of an RSA, EC or Ed25519 key")?;
-        let algorithms: Vec<Algorithm> = raw
+        let algorithms: BTreeSet<Algorithm> = raw
             .algorithms
             .iter()
             .filter_map(|number| Algorithm::from_number(*number))
@@ -405,7 +429,7 @@ impl Key {
             id: raw.id,
             spki: raw.spki,
             label: raw.label,
-            algorithms,
+            algorithms: algorithms.into_iter().collect(),
             class: raw.class,
             public,
             proven,
