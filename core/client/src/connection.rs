@@ -16,10 +16,6 @@ use tokio_rustls::client::TlsStream;
 
 use crate::Error;
 
-/// A connection that brings nothing for this long while a request waits for its answer is given up when that request
-/// is: a dead peer would otherwise cost every request its whole deadline, until TCP gives up after many minutes.
-const SILENCE: Duration = Duration::from_secs(5);
-
 /// How long saying goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -32,6 +28,7 @@ const READ: usize = 16 * 1024;
 /// A connection to a key server; it is driven by a task of its own until it ends.
 pub(crate) struct Connection {
     address: Arc<str>,
+    dead_after: Duration,
     state: Mutex<State>,
 }
 
@@ -48,8 +45,9 @@ struct State {
 }
 
 impl Connection {
-    /// Starts to drive `stream`.
-    pub(crate) fn start(stream: TlsStream<TcpStream>, address: Arc<str>) -> Arc<Self> {
+    /// Starts to drive `stream`. A connection that brings nothing for `dead_after` while a request waits for its answer
+    /// is given up when that request is.
+    pub(crate) fn start(stream: TlsStream<TcpStream>, address: Arc<str>, dead_after: Duration) -> Arc<Self> {
         let (outbox, requests) = mpsc::unbounded_channel();
         let state = State {
             outbox: Some(outbox),
@@ -60,7 +58,7 @@ impl Connection {
             lost_requests: false,
             driver: None,
         };
-        let connection = Arc::new(Self { address, state: Mutex::new(state) });
+        let connection = Arc::new(Self { address, dead_after, state: Mutex::new(state) });
         let driver = tokio::spawn(Arc::clone(&connection).drive(stream, requests));
         connection.state().driver = Some(driver);
         connection
@@ -157,7 +155,7 @@ impl Connection {
     fn forget(&self, id: u32, since: Instant) {
         let silent = {
             let mut state = self.state();
-            state.waiting.remove(&id).is_some() && state.last_heard.max(since).elapsed() >= SILENCE
+            state.waiting.remove(&id).is_some() && state.last_heard.max(since).elapsed() >= self.dead_after
         };
         if silent {
             self.end(io::Error::new(

@@ -29,6 +29,8 @@ pub(crate) struct Route {
     pub(crate) tls: TlsConnector,
     /// How long one address may take, TLS handshake included.
     pub(crate) connect_timeout: Duration,
+    /// See [`Connection::start`].
+    pub(crate) dead_after: Duration,
 }
 
 /// The way to the key server.
@@ -158,7 +160,7 @@ impl Route {
         let stream = timeout(self.connect_timeout, connecting).await.unwrap_or_else(|_| Err(late()));
         let stream = stream.map_err(|error| Error::transport(address, error))?;
         tracing::debug!(%address, "connected");
-        Ok(Connection::start(stream, Arc::clone(address)))
+        Ok(Connection::start(stream, Arc::clone(address), self.dead_after))
     }
 }
 
