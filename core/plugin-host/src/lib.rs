@@ -34,10 +34,11 @@ use tokio::sync::Semaphore;
 
 pub use failure::{Class, Failure};
 pub use instance::{Description, Finding};
-pub use keystead_plugin_api::{Algorithm, CallClass, Isolation, Severity, Vendor};
+pub use keystead_plugin_api::{Algorithm, CallClass, Input, Isolation, Severity, Vendor, algorithm::Family};
 pub use search::{Found, search_path};
 pub use services::Secrets;
 pub use store::{Key, Limits, Listing, Request, Store, StoreSpec, VerifySignatures};
+pub use verify::PublicKey;
 
 use crate::{latch::Latch, load::Plugin};
 

@@ -17,7 +17,7 @@ use keystead_plugin_api::{
 const DOMAIN: &[u8] = b"keystead: proof of possession\0";
 
 /// A public key that AWS-LC has parsed.
-pub(crate) struct PublicKey {
+pub struct PublicKey {
     key: NonNull<sys::EVP_PKEY>,
     family: Family,
 }
@@ -29,7 +29,8 @@ unsafe impl Sync for PublicKey {}
 
 impl PublicKey {
     /// Parses a DER SubjectPublicKeyInfo (RFC 5280 section 4.1); `None` where it isn't one of an RSA, EC or Ed25519 key.
-    pub(crate) fn parse(spki: &[u8]) -> Option<Self> {
+    #[must_use]
+    pub fn parse(spki: &[u8]) -> Option<Self> {
         let mut input = sys::CBS { data: ptr::null(), len: 0 };
         // SAFETY: `input` and `spki` live through both calls; the result is an owned key or NULL.
         let (key, rest) = unsafe {
@@ -48,12 +49,15 @@ impl PublicKey {
         (family.is_some() && rest == 0).then_some(parsed)
     }
 
-    pub(crate) fn family(&self) -> Family {
+    /// Its type.
+    #[must_use]
+    pub fn family(&self) -> Family {
         self.family
     }
 
     /// Bits of the modulus, or of the curve's field.
-    pub(crate) fn bits(&self) -> u32 {
+    #[must_use]
+    pub fn bits(&self) -> u32 {
         // SAFETY: the key is valid.
         u32::try_from(unsafe { sys::EVP_PKEY_bits(self.key.as_ptr()) }).unwrap_or(0)
     }
@@ -65,7 +69,8 @@ impl PublicKey {
     }
 
     /// Whether a signature is this key's over an input of the algorithm.
-    pub(crate) fn verifies(&self, algorithm: Algorithm, input: &[u8], signature: &[u8]) -> bool {
+    #[must_use]
+    pub fn verifies(&self, algorithm: Algorithm, input: &[u8], signature: &[u8]) -> bool {
         if algorithm.family() != self.family
             || algorithm.operation() != Operation::Sign
             || !algorithm.takes(input)

@@ -275,7 +275,9 @@ pub(crate) fn report(store: &str, finding: &Finding) {
 }
 
 impl ManagedStore {
-    fn new(host: &Arc<Host>, config: &config::Store) -> Self {
+    /// A store as configured, not open yet.
+    #[must_use]
+    pub fn new(host: &Arc<Host>, config: &config::Store) -> Self {
         let spec = host::StoreSpec {
             name: config.name.clone(),
             plugin: config.plugin.clone(),

@@ -1,0 +1,213 @@
+//! The command line: what is asked for, and how the outcome is told.
+//!
+//! Exit codes: 0 done; 1 it ran and failed, or found something wrong; 2 the command line can't be understood; 64 the
+//! configuration is refused.
+
+mod inspect;
+mod plugins;
+mod remote;
+
+use std::{fmt, io::Write, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+use keystead::{
+    config::{self, Config, Flags},
+    server, telemetry,
+};
+use tokio::{
+    runtime::{Builder, Runtime},
+    signal::unix::{SignalKind, signal},
+};
+
+/// The exit code of a configuration that is refused (`EX_USAGE` of sysexits.h).
+const CONFIGURATION: u8 = 64;
+
+/// A key server: performs the private-key operations of TLS handshakes for terminators elsewhere, with keys that stay
+/// in HSMs and cloud key services.
+#[derive(Parser)]
+#[command(name = "keystead", version, disable_version_flag = true, args_conflicts_with_subcommands = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    bare: Bare,
+}
+
+/// What `gokeyless` understands without a command; means `run` unless a flag says otherwise.
+#[derive(Args)]
+struct Bare {
+    #[command(flatten)]
+    flags: Flags,
+    /// Open every store and list what is found, as `check` does
+    #[arg(short = 'd', long, alias = "keystore_debug")]
+    keystore_debug: bool,
+    /// Print the version
+    #[arg(short = 'v', short_alias = 'V', long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
+    #[arg(long, alias = "config_only", hide = true)]
+    config_only: bool,
+    #[arg(long, alias = "manual_activation", hide = true)]
+    manual_activation: bool,
+    #[arg(short = 'o', long, alias = "output_config", hide = true)]
+    output_config: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve; also what happens without a command
+    Run {
+        #[command(flatten)]
+        flags: Flags,
+    },
+    /// Open every store, have every key prove itself, and list what is wrong with its cure; opens no port.
+    ///
+    /// This logs in to the tokens of the configuration: a wrong PIN costs one attempt.
+    Check {
+        #[command(flatten)]
+        flags: Flags,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List the keys: SKI, type, store, label, operations. Opens the stores, and so logs in to tokens
+    Keys {
+        #[command(flatten)]
+        flags: Flags,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Look at plugins
+    #[command(subcommand)]
+    Plugin(Plugin),
+    /// Ask a running server whether it answers
+    Ping(remote::Ping),
+    /// Have a running server sign once, and verify the signature
+    Sign(remote::Sign),
+    /// Print a configuration with every option, explained, at its default
+    DefaultConfig,
+}
+
+#[derive(Subcommand)]
+enum Plugin {
+    /// List the plugins on the search path: what each is, or why it is refused
+    List {
+        #[command(flatten)]
+        flags: Flags,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Args, Clone, Copy)]
+pub(crate) struct Output {
+    /// Print JSON, for scripts
+    #[arg(long)]
+    json: bool,
+}
+
+impl Cli {
+    pub(crate) fn run(self) -> ExitCode {
+        let outcome = match self.command {
+            None => self.bare.run(),
+            Some(Command::Run { flags }) => run(&flags),
+            Some(Command::Check { flags, output }) => inspect::check(&flags, output),
+            Some(Command::Keys { flags, output }) => inspect::keys(&flags, output),
+            Some(Command::Plugin(Plugin::List { flags, output })) => plugins::list(&flags, output),
+            Some(Command::Ping(ping)) => ping.run(),
+            Some(Command::Sign(sign)) => sign.run(),
+            Some(Command::DefaultConfig) => print(config::default_config()),
+        };
+        outcome.unwrap_or_else(|failed| failed.report())
+    }
+}
+
+impl Bare {
+    fn run(self) -> Result<ExitCode, Failed> {
+        if self.config_only || self.manual_activation {
+            return Err(Failed::new("enrolment is not part of this server").hint(
+                "get the certificate from the Cloudflare API, and name it as `auth_cert` and `auth_key`",
+            ));
+        }
+        if self.output_config {
+            return Err(Failed::new("the configuration is not printed, because it holds secrets")
+                .hint("`keystead check` shows what it leads to"));
+        }
+        match self.keystore_debug {
+            true => inspect::check(&self.flags, Output { json: false }),
+            false => run(&self.flags),
+        }
+    }
+}
+
+/// What a command says when it can't do its work.
+pub(crate) struct Failed {
+    message: String,
+    code: u8,
+}
+
+impl Failed {
+    pub(crate) fn new(message: impl fmt::Display) -> Self {
+        Self { message: message.to_string(), code: 1 }
+    }
+
+    pub(crate) fn hint(mut self, hint: &str) -> Self {
+        self.message.push_str("\nhint: ");
+        self.message.push_str(hint);
+        self
+    }
+
+    fn report(self) -> ExitCode {
+        say(&format!("keystead: error: {}", self.message));
+        ExitCode::from(self.code)
+    }
+}
+
+fn run(flags: &Flags) -> Result<ExitCode, Failed> {
+    let config = load(flags)?;
+    telemetry::start(config.log);
+    for warning in &config.warnings {
+        tracing::warn!("{}", warning.to_string().replace('\n', "; "));
+    }
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(async { server::run(&config, stopped()?).await.map_err(Failed::new) });
+    runtime.shutdown_background(); // a plugin's call that hangs must not keep the process
+    outcome?;
+    tracing::info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Loads the configuration, or says what is wrong with it.
+pub(crate) fn load(flags: &Flags) -> Result<Config, Failed> {
+    config::load(flags, &|name| std::env::var_os(name))
+        .map_err(|error| Failed { message: error.to_string(), code: CONFIGURATION })
+}
+
+pub(crate) fn runtime() -> Result<Runtime, Failed> {
+    Builder::new_multi_thread().worker_threads(server::workers()).enable_all().build().map_err(Failed::new)
+}
+
+/// Resolves when the process is told to stop.
+fn stopped() -> Result<impl Future<Output = ()>, Failed> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Failed::new)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Failed::new)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(Failed::new)?;
+    Ok(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return,
+                _ = interrupt.recv() => return,
+                _ = hangup.recv() => tracing::warn!("SIGHUP is ignored; restart the server to load a new configuration"),
+            }
+        }
+    })
+}
+
+/// Writes to standard output; that nobody reads it is not an error.
+pub(crate) fn print(text: &str) -> Result<ExitCode, Failed> {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes a line to standard error.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

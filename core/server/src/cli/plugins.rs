@@ -1,0 +1,46 @@
+//! `plugin list`: what is on the search path.
+
+use std::process::ExitCode;
+
+use keystead::{config::Flags, server};
+use keystead_plugin_host::{Found, Isolation};
+use serde_json::{Value, json};
+
+use super::{Failed, Output, inspect::table, load, print};
+
+pub(super) fn list(flags: &Flags, output: Output) -> Result<ExitCode, Failed> {
+    let found = server::plugin_host(&load(flags)?.plugins).plugins();
+    if output.json {
+        let plugins: Vec<Value> = found.iter().map(to_json).collect();
+        return print(&format!("{:#}\n", Value::from(plugins)));
+    }
+    let rows = found.iter().map(|plugin| match &plugin.description {
+        Ok(description) => [
+            plugin.name.clone(),
+            description.version.clone(),
+            format!("draft {}", description.contract),
+            description.vendor.clone(),
+            plugin.file.display().to_string(),
+        ],
+        Err(failure) => {
+            [plugin.name.clone(), "-".to_owned(), "refused".to_owned(), "-".to_owned(), failure.to_string()]
+        }
+    });
+    print(&table(["NAME", "VERSION", "CONTRACT", "VENDOR", "FILE"], rows))
+}
+
+fn to_json(plugin: &Found) -> Value {
+    let description = plugin.description.as_ref().ok();
+    json!({
+        "name": plugin.name,
+        "file": plugin.file,
+        "version": description.map(|description| &description.version),
+        "vendor": description.map(|description| &description.vendor),
+        "contract": description.map(|description| description.contract),
+        "isolation": description.map(|description| match description.isolation {
+            Isolation::Inline => "inline",
+            Isolation::Process => "process",
+        }),
+        "refused": plugin.description.as_ref().err().map(|failure| failure.to_string()),
+    })
+}
