@@ -1,0 +1,453 @@
+//! Finding a private key and its public half on a token.
+//!
+//! Vendors keep the public half in different places, so it is looked for in all of them, in this order: on the private
+//! object (CKA_PUBLIC_KEY_INFO, or the numbers themselves), on a public-key object with the same CKA_ID, then the same
+//! CKA_LABEL, and in a certificate likewise. An attribute that a module doesn't know counts as absent.
+
+use cryptoki::{
+    error::Error as Failure,
+    object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
+    session::Session,
+};
+use der::{
+    Decode, Encode, Tag, Tagged,
+    asn1::{AnyRef, BitStringRef, Null, ObjectIdentifier, OctetStringRef, PrintableStringRef, UintRef},
+};
+use keystead_plugin_api::{Code, Error};
+use sha2::{Digest, Sha256};
+use spki::{AlgorithmIdentifierRef, SubjectPublicKeyInfoRef};
+
+use crate::{
+    Problem, ckr,
+    mechanism::{Allowed, KeyKind},
+    uri::ObjectSelector,
+};
+
+/// What the contract calls a key by: SHA-256 of its SPKI. So an id never means another public key than it did when it
+/// was listed, whatever happens to labels, ids and serial numbers on the token; a rotated key is a new one.
+pub(crate) type KeyId = [u8; 32];
+
+/// A private key on a token.
+pub(crate) struct Found {
+    pub(crate) handle: ObjectHandle,
+    pub(crate) public: Public,
+}
+
+/// The public half of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Public {
+    /// DER SubjectPublicKeyInfo.
+    pub(crate) spki: Vec<u8>,
+    pub(crate) kind: KeyKind,
+}
+
+/// Finds the one private key that a selector means, with its public half.
+///
+/// # Errors
+///
+/// Where there is none or more than one, and where its public half isn't to be had.
+pub(crate) fn find(session: &Session, object: &ObjectSelector) -> Result<Found, Problem> {
+    let handles = search(session, ObjectClass::PRIVATE_KEY, object)?;
+    match *handles.as_slice() {
+        [handle] => Ok(Found { handle, public: public_half(session, handle)? }),
+        [] => Err(not_found(session)),
+        _ => Err(ambiguous(session, &handles)),
+    }
+}
+
+/// What a key's own attributes allow; those that a module doesn't know allow.
+///
+/// # Errors
+///
+/// Those of the token, and [`Code::Unsupported`] for a key that wants a PIN before each use.
+pub(crate) fn allowed(session: &Session, key: ObjectHandle) -> Result<Allowed, Problem> {
+    let flag = |attribute| match get(session, key, attribute)? {
+        Some(Attribute::Sign(flag) | Attribute::Decrypt(flag) | Attribute::AlwaysAuthenticate(flag)) => Ok(Some(flag)),
+        _ => Ok::<_, Error>(None),
+    };
+    if flag(AttributeType::AlwaysAuthenticate)? == Some(true) {
+        let error = Error::new(Code::Unsupported, "the key wants a PIN before each use (CKA_ALWAYS_AUTHENTICATE)");
+        return Err(Problem::new(error).hint("use a key that was made without that attribute"));
+    }
+    let sign = flag(AttributeType::Sign)? != Some(false);
+    let decrypt = flag(AttributeType::Decrypt)? != Some(false);
+    let mechanisms = match get(session, key, AttributeType::AllowedMechanisms)? {
+        Some(Attribute::AllowedMechanisms(mechanisms)) => mechanisms,
+        _ => Vec::new(),
+    };
+    Ok(Allowed::ask(|mechanism, decrypts| {
+        (if decrypts { decrypt } else { sign }) && (mechanisms.is_empty() || mechanisms.contains(&mechanism))
+    }))
+}
+
+/// What an object is called, for people: its CKA_LABEL, or else its CKA_ID in hex.
+///
+/// # Errors
+///
+/// Those of the token.
+pub(crate) fn label(session: &Session, object: ObjectHandle) -> Result<String, Error> {
+    if let Some(label) = bytes(session, object, AttributeType::Label)? {
+        return Ok(String::from_utf8_lossy(&label).into_owned());
+    }
+    Ok(format!("id={}", hex(&bytes(session, object, AttributeType::Id)?.unwrap_or_default())))
+}
+
+impl Public {
+    /// The key's id.
+    pub(crate) fn id(&self) -> KeyId {
+        Sha256::digest(&self.spki).into()
+    }
+
+    /// Takes a DER SubjectPublicKeyInfo.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::InvalidInput`] where it isn't one, [`Code::Unsupported`] for an algorithm or curve that isn't served.
+    fn from_spki(spki: Vec<u8>) -> Result<Self, Error> {
+        let malformed = |_| Error::invalid("malformed SubjectPublicKeyInfo");
+        let parsed = SubjectPublicKeyInfoRef::from_der(&spki).map_err(malformed)?;
+        let key = parsed.subject_public_key.raw_bytes();
+        let kind = match parsed.algorithm.oid {
+            RSA => {
+                let numbers = Vec::<UintRef<'_>>::from_der(key).map_err(malformed)?;
+                let [modulus, _exponent] = numbers.as_slice() else {
+                    return Err(Error::invalid("malformed RSAPublicKey"));
+                };
+                KeyKind::Rsa { modulus: modulus.as_bytes().to_vec() }
+            }
+            EC => KeyKind::Ec { order: Curve::of(parsed.algorithm.parameters_oid().ok())?.order },
+            ED25519 => KeyKind::Ed25519,
+            oid => return Err(Error::new(Code::Unsupported, format!("keys of algorithm {oid} are not supported"))),
+        };
+        Ok(Self { spki, kind })
+    }
+
+    fn from_rsa(modulus: &[u8], exponent: &[u8]) -> Option<Self> {
+        let key = [UintRef::new(modulus).ok()?, UintRef::new(exponent).ok()?].to_der().ok()?;
+        Self::from_spki(spki_der(RSA, Some(Null.into()), &key)?).ok()
+    }
+
+    /// Takes CKA_EC_PARAMS and CKA_EC_POINT. `None` where they make no sense.
+    fn from_point(params: &[u8], point: &[u8]) -> Result<Option<Self>, Error> {
+        let oid = curve_oid(params);
+        if oid == Some(ED25519) {
+            let spki = raw_point(point, 32).and_then(|point| spki_der(ED25519, None, point));
+            return spki.map(Self::from_spki).transpose();
+        }
+        let curve = Curve::of(oid)?;
+        let Some(point) = raw_point(point, curve.point).filter(|point| point.first() == Some(&4)) else {
+            return Ok(None);
+        };
+        spki_der(EC, Some((&curve.oid).into()), point).map(Self::from_spki).transpose()
+    }
+
+    /// The key of a DER certificate (RFC 5280 section 4.1).
+    fn from_certificate(certificate: &[u8]) -> Option<Self> {
+        let certificate = Vec::<AnyRef<'_>>::from_der(certificate).ok()?;
+        let fields: Vec<AnyRef<'_>> = certificate.first()?.decode_as().ok()?;
+        // The version is left out in certificates of version 1; it alone has a tag of its own.
+        let versioned = usize::from(fields.first()?.tag().is_context_specific());
+        Self::from_spki(fields.get(versioned + 5)?.to_der().ok()?).ok()
+    }
+
+    /// Whether this can be the public half of a key of such a type.
+    fn fits(&self, key_type: Option<KeyType>) -> bool {
+        match key_type {
+            Some(KeyType::RSA) => matches!(self.kind, KeyKind::Rsa { .. }),
+            Some(KeyType::EC) => matches!(self.kind, KeyKind::Ec { .. }),
+            Some(KeyType::EC_EDWARDS) => self.kind == KeyKind::Ed25519,
+            _ => true,
+        }
+    }
+}
+
+const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
+const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
+/// What Ed25519 was called before RFC 8410, and still is by some modules.
+const ED25519_GNU: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.11591.15.1");
+
+/// A curve for ECDSA.
+#[derive(Clone, Copy)]
+struct Curve {
+    oid: ObjectIdentifier,
+    /// Bytes of its order.
+    order: usize,
+    /// Bytes of an uncompressed point.
+    point: usize,
+}
+
+impl Curve {
+    const ALL: [Self; 4] = [
+        Self::new("1.3.132.0.33", 28),
+        Self::new("1.2.840.10045.3.1.7", 32),
+        Self::new("1.3.132.0.34", 48),
+        Self::new("1.3.132.0.35", 66),
+    ];
+
+    /// On the curves of FIPS 186-5 the order is as long as the field's elements.
+    const fn new(oid: &str, order: usize) -> Self {
+        Self { oid: ObjectIdentifier::new_unwrap(oid), order, point: 1 + 2 * order }
+    }
+
+    fn of(oid: Option<ObjectIdentifier>) -> Result<Self, Error> {
+        let known = Self::ALL.into_iter().find(|curve| Some(curve.oid) == oid);
+        known.ok_or_else(|| {
+            let curve = oid.map_or_else(|| "explicit parameters".to_owned(), |oid| oid.to_string());
+            Error::new(Code::Unsupported, format!("the curve {curve} is not supported; P-224 to P-521 are"))
+        })
+    }
+}
+
+/// CKA_EC_PARAMS is an OID or, for Edwards curves, may be a name (PKCS#11 v3.1 section 2.3.3).
+fn curve_oid(params: &[u8]) -> Option<ObjectIdentifier> {
+    let any = AnyRef::from_der(params).ok()?;
+    match any.tag() {
+        Tag::ObjectIdentifier => {
+            any.decode_as().ok().map(|oid: ObjectIdentifier| if oid == ED25519_GNU { ED25519 } else { oid })
+        }
+        Tag::PrintableString => {
+            let name = any.decode_as::<PrintableStringRef<'_>>().ok()?;
+            matches!(name.as_str(), "edwards25519" | "Ed25519").then_some(ED25519)
+        }
+        _ => None,
+    }
+}
+
+/// CKA_EC_POINT is a DER OCTET STRING, on some modules a BIT STRING, on others the bare point. The length decides.
+fn raw_point(point: &[u8], len: usize) -> Option<&[u8]> {
+    let inner = || match AnyRef::from_der(point).ok()?.tag() {
+        Tag::OctetString => Some(<&OctetStringRef>::from_der(point).ok()?.as_bytes()),
+        Tag::BitString => BitStringRef::from_der(point).ok()?.as_bytes(),
+        _ => None,
+    };
+    if point.len() == len { Some(point) } else { inner().filter(|inner| inner.len() == len) }
+}
+
+fn spki_der(oid: ObjectIdentifier, parameters: Option<AnyRef<'_>>, key: &[u8]) -> Option<Vec<u8>> {
+    let algorithm = AlgorithmIdentifierRef { oid, parameters };
+    SubjectPublicKeyInfoRef { algorithm, subject_public_key: BitStringRef::from_bytes(key).ok()? }.to_der().ok()
+}
+
+fn public_half(session: &Session, private: ObjectHandle) -> Result<Public, Problem> {
+    let key_type = match get(session, private, AttributeType::KeyType)? {
+        Some(Attribute::KeyType(key_type)) => Some(key_type),
+        _ => None,
+    };
+    if let Some(public) = on_object(session, private)?.filter(|public| public.fits(key_type)) {
+        return Ok(public);
+    }
+    let id = bytes(session, private, AttributeType::Id)?;
+    let label = bytes(session, private, AttributeType::Label)?;
+    let by_id = id.map(|id| ObjectSelector { id: Some(id), label: None });
+    let by_label = label.map(|label| ObjectSelector { id: None, label: Some(label) });
+    for class in [ObjectClass::PUBLIC_KEY, ObjectClass::CERTIFICATE] {
+        for selector in [&by_id, &by_label].into_iter().flatten() {
+            for object in search(session, class, selector)? {
+                if let Some(public) = on_object(session, object)?.filter(|public| public.fits(key_type)) {
+                    return Ok(public);
+                }
+            }
+        }
+    }
+    let error = Error::new(Code::NotFound, "the key's public half is not on the token");
+    Err(Problem::new(error).hint("store the public key or the certificate there, with the same CKA_ID as the key"))
+}
+
+/// The public key that an object of any class tells.
+fn on_object(session: &Session, object: ObjectHandle) -> Result<Option<Public>, Error> {
+    let get = |attribute| bytes(session, object, attribute);
+    if let Some(public) = get(AttributeType::PublicKeyInfo)?.and_then(|spki| Public::from_spki(spki).ok()) {
+        return Ok(Some(public));
+    }
+    if let Some((modulus, exponent)) = get(AttributeType::Modulus)?.zip(get(AttributeType::PublicExponent)?) {
+        return Ok(Public::from_rsa(&modulus, &exponent));
+    }
+    if let Some((params, point)) = get(AttributeType::EcParams)?.zip(get(AttributeType::EcPoint)?) {
+        return Public::from_point(&params, &point);
+    }
+    match get_class(session, object)? {
+        // CKA_VALUE is asked of certificates only: on a private key it is the secret itself.
+        Some(ObjectClass::CERTIFICATE) => {
+            Ok(get(AttributeType::Value)?.and_then(|value| Public::from_certificate(&value)))
+        }
+        _ => Ok(None),
+    }
+}
+
+fn get_class(session: &Session, object: ObjectHandle) -> Result<Option<ObjectClass>, Error> {
+    match get(session, object, AttributeType::Class)? {
+        Some(Attribute::Class(class)) => Ok(Some(class)),
+        _ => Ok(None),
+    }
+}
+
+fn search(session: &Session, class: ObjectClass, object: &ObjectSelector) -> Result<Vec<ObjectHandle>, Error> {
+    // Nothing but class, label and id: modules differ in what they make of CKA_TOKEN, CKA_PRIVATE and CKA_SIGN.
+    let mut template = vec![Attribute::Class(class)];
+    template.extend(object.label.clone().map(Attribute::Label));
+    template.extend(object.id.clone().map(Attribute::Id));
+    session.find_objects(&template).map_err(|failure| ckr::error("searching for objects", &failure))
+}
+
+/// An attribute's bytes; `None` where it is absent or empty.
+fn bytes(session: &Session, object: ObjectHandle, attribute: AttributeType) -> Result<Option<Vec<u8>>, Error> {
+    let value = match get(session, object, attribute)? {
+        Some(
+            Attribute::EcParams(value)
+            | Attribute::EcPoint(value)
+            | Attribute::Id(value)
+            | Attribute::Label(value)
+            | Attribute::Modulus(value)
+            | Attribute::PublicExponent(value)
+            | Attribute::PublicKeyInfo(value)
+            | Attribute::Value(value),
+        ) => value,
+        _ => return Ok(None),
+    };
+    Ok(Some(value).filter(|value| !value.is_empty()))
+}
+
+/// An attribute; `None` where it is absent or holds something that isn't known.
+///
+/// One at a time: a module that stumbles over one attribute so hides no other.
+fn get(session: &Session, object: ObjectHandle, attribute: AttributeType) -> Result<Option<Attribute>, Error> {
+    match session.get_attributes(object, &[attribute]) {
+        Ok(attributes) => Ok(attributes.into_iter().next()),
+        Err(failure @ Failure::Pkcs11(..)) => Err(ckr::error(&format!("reading {attribute}"), &failure)),
+        Err(_) => Ok(None),
+    }
+}
+
+fn not_found(session: &Session) -> Problem {
+    let problem = Problem::new(Error::new(Code::NotFound, "no such private key on the token"));
+    let all = search(session, ObjectClass::PRIVATE_KEY, &ObjectSelector::default()).unwrap_or_default();
+    if all.is_empty() {
+        return problem.hint("the token shows no private key at all; most show them only after a login with a PIN");
+    }
+    problem.hint(format!("it has {}", names(session, &all)))
+}
+
+fn ambiguous(session: &Session, handles: &[ObjectHandle]) -> Problem {
+    let message = format!("{} private keys match: {}", handles.len(), names(session, handles));
+    Problem::new(Error::invalid(message)).hint("name one by both object= and id=")
+}
+
+/// The names of a few objects, as a URI would select them.
+fn names(session: &Session, handles: &[ObjectHandle]) -> String {
+    const MOST: usize = 8;
+    let name = |&handle| {
+        let label = label(session, handle).unwrap_or_default();
+        let id = bytes(session, handle, AttributeType::Id).ok().flatten();
+        id.map_or_else(|| format!("`{label}`"), |id| format!("`{label}` (id {})", hex(&id)))
+    };
+    let mut names: Vec<String> = handles.iter().take(MOST).map(name).collect();
+    if handles.len() > MOST {
+        names.push(format!("{} more", handles.len() - MOST));
+    }
+    names.join(", ")
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use openssl::{
+        asn1::Asn1Time,
+        ec::{EcGroup, EcKey},
+        hash::MessageDigest,
+        nid::Nid,
+        pkey::{PKey, Private},
+        rsa::Rsa,
+        x509::X509,
+    };
+
+    use super::*;
+
+    fn ec(nid: Nid) -> PKey<Private> {
+        PKey::from_ec_key(EcKey::generate(&EcGroup::from_curve_name(nid).unwrap()).unwrap()).unwrap()
+    }
+
+    fn raw(key: &PKey<Private>) -> Vec<u8> {
+        let spki = key.public_key_to_der().unwrap();
+        SubjectPublicKeyInfoRef::from_der(&spki).unwrap().subject_public_key.raw_bytes().to_vec()
+    }
+
+    #[test]
+    fn builds_the_spki_of_rsa_numbers() {
+        let rsa = Rsa::generate(2048).unwrap();
+        let padded = [vec![0], rsa.n().to_vec()].concat();
+        for modulus in [rsa.n().to_vec(), padded] {
+            let public = Public::from_rsa(&modulus, &rsa.e().to_vec()).unwrap();
+            assert_eq!(public.spki, rsa.public_key_to_der().unwrap());
+            assert_eq!(public.kind, KeyKind::Rsa { modulus: rsa.n().to_vec() });
+        }
+    }
+
+    #[test]
+    fn builds_the_spki_of_a_point_in_every_wrapping() {
+        for (nid, order) in
+            [(Nid::SECP224R1, 28), (Nid::X9_62_PRIME256V1, 32), (Nid::SECP384R1, 48), (Nid::SECP521R1, 66)]
+        {
+            let key = ec(nid);
+            let spki = key.public_key_to_der().unwrap();
+            let point = raw(&key);
+            let parsed = SubjectPublicKeyInfoRef::from_der(&spki).unwrap();
+            let params = parsed.algorithm.parameters_oid().unwrap().to_der().unwrap();
+            let octets = OctetStringRef::new(&point).unwrap().to_der().unwrap();
+            let bits = BitStringRef::from_bytes(&point).unwrap().to_der().unwrap();
+            for wrapped in [&point, &octets, &bits] {
+                let public = Public::from_point(&params, wrapped).unwrap().unwrap();
+                assert_eq!(public, Public { spki: spki.clone(), kind: KeyKind::Ec { order } });
+            }
+        }
+    }
+
+    #[test]
+    fn knows_ed25519_by_every_name() {
+        let key = PKey::generate_ed25519().unwrap();
+        let named = PrintableStringRef::new("edwards25519").unwrap().to_der().unwrap();
+        for params in [named, ED25519.to_der().unwrap(), ED25519_GNU.to_der().unwrap()] {
+            let wrapped = OctetStringRef::new(&raw(&key)).unwrap().to_der().unwrap();
+            let public = Public::from_point(&params, &wrapped).unwrap().unwrap();
+            assert_eq!(public, Public { spki: key.public_key_to_der().unwrap(), kind: KeyKind::Ed25519 });
+        }
+    }
+
+    #[test]
+    fn takes_no_nonsense_for_a_point() {
+        let params = Curve::ALL[1].oid.to_der().unwrap();
+        for point in [&[][..], &[4; 64], &[2; 33], &[2; 65], &[4, 65, 4]] {
+            assert_eq!(Public::from_point(&params, point).unwrap(), None, "{point:?}");
+        }
+        let unknown = ec(Nid::SECP256K1).public_key_to_der().unwrap();
+        assert_eq!(Public::from_spki(unknown).unwrap_err().code, Code::Unsupported);
+        assert_eq!(Public::from_spki(vec![0x30, 0]).unwrap_err().code, Code::InvalidInput);
+    }
+
+    #[test]
+    fn reads_the_key_of_certificates_of_version_1_and_3() {
+        let key = ec(Nid::X9_62_PRIME256V1);
+        for version in [0, 2] {
+            let mut builder = X509::builder().unwrap();
+            builder.set_version(version).unwrap();
+            builder.set_pubkey(&key).unwrap();
+            builder.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
+            builder.set_not_after(&Asn1Time::days_from_now(1).unwrap()).unwrap();
+            builder.sign(&key, MessageDigest::sha256()).unwrap();
+            let public = Public::from_certificate(&builder.build().to_der().unwrap()).unwrap();
+            assert_eq!(public.spki, key.public_key_to_der().unwrap());
+        }
+        assert_eq!(Public::from_certificate(&[0x30, 0]), None);
+    }
+
+    #[test]
+    fn an_id_means_one_public_key() {
+        let [one, other] = [(); 2].map(|()| ec(Nid::X9_62_PRIME256V1).public_key_to_der().unwrap());
+        let id = |spki: &Vec<u8>| Public::from_spki(spki.clone()).unwrap().id();
+        assert_eq!(id(&one), id(&one));
+        assert_ne!(id(&one), id(&other));
+    }
+}

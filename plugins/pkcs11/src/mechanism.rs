@@ -1,0 +1,315 @@
+//! From the contract's algorithms to PKCS#11 mechanisms and back: what a key can do, what the token is given, and what
+//! becomes of its answer.
+//!
+//! Only mechanisms that sign what they are given are used, since the digest is made elsewhere: CKM_RSA_PKCS with a
+//! DigestInfo made here, CKM_RSA_PKCS_PSS, CKM_RSA_X_509, CKM_ECDSA, CKM_EDDSA.
+
+use std::borrow::Cow;
+
+use cryptoki::mechanism::{
+    Mechanism, MechanismType,
+    eddsa::{EddsaParams, EddsaSignatureScheme},
+    rsa::{PkcsMgfType, PkcsPssParams},
+};
+use der::{Encode, asn1::UintRef};
+use keystead_plugin_api::{Algorithm, Error, Input, algorithm::Family};
+use zeroize::Zeroizing;
+
+/// The type of a key, with the public numbers that its operations need.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum KeyKind {
+    /// RSA; the modulus is big-endian without leading zeros.
+    Rsa { modulus: Vec<u8> },
+    /// ECDSA on a curve whose order has so many bytes.
+    Ec { order: usize },
+    /// Ed25519.
+    Ed25519,
+}
+
+/// What a token or a key allows, by mechanism.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Allowed {
+    /// Signing with CKM_RSA_PKCS.
+    pub(crate) rsa_pkcs: bool,
+    /// Signing with CKM_RSA_PKCS_PSS.
+    pub(crate) rsa_pss: bool,
+    /// Decrypting with CKM_RSA_X_509.
+    pub(crate) rsa_raw: bool,
+    /// Signing with CKM_ECDSA.
+    pub(crate) ecdsa: bool,
+    /// Signing with CKM_EDDSA.
+    pub(crate) eddsa: bool,
+}
+
+impl Allowed {
+    /// Asks for each mechanism whether it may sign, or decrypt where the second argument says so.
+    pub(crate) fn ask(may: impl Fn(MechanismType, bool) -> bool) -> Self {
+        Self {
+            rsa_pkcs: may(MechanismType::RSA_PKCS, false),
+            rsa_pss: may(MechanismType::RSA_PKCS_PSS, false),
+            rsa_raw: may(MechanismType::RSA_X_509, true),
+            ecdsa: may(MechanismType::ECDSA, false),
+            eddsa: may(MechanismType::EDDSA, false),
+        }
+    }
+
+    /// What both allow.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            rsa_pkcs: self.rsa_pkcs && other.rsa_pkcs,
+            rsa_pss: self.rsa_pss && other.rsa_pss,
+            rsa_raw: self.rsa_raw && other.rsa_raw,
+            ecdsa: self.ecdsa && other.ecdsa,
+            eddsa: self.eddsa && other.eddsa,
+        }
+    }
+}
+
+impl KeyKind {
+    fn family(&self) -> Family {
+        match self {
+            Self::Rsa { .. } => Family::Rsa,
+            Self::Ec { .. } => Family::Ecdsa,
+            Self::Ed25519 => Family::Ed25519,
+        }
+    }
+
+    /// The algorithms that a key of this type can do where so much is allowed.
+    pub(crate) fn algorithms(&self, allowed: Allowed) -> Vec<Algorithm> {
+        Algorithm::of(self.family()).filter(|&algorithm| self.can(algorithm, allowed)).collect()
+    }
+
+    fn can(&self, algorithm: Algorithm, allowed: Allowed) -> bool {
+        match (self, Padding::of(algorithm)) {
+            (Self::Rsa { modulus }, Some(Padding::Pkcs1 { prefix })) => {
+                allowed.rsa_pkcs && modulus.len() >= prefix.len() + digest_len(algorithm) + 11 // RFC 8017, 9.2
+            }
+            (Self::Rsa { modulus }, Some(Padding::Pss(_))) => {
+                // RFC 8017, 9.1.1: emLen >= hLen + sLen + 2, where emLen may be a byte less than the modulus.
+                allowed.rsa_pss && modulus.len() >= 2 * digest_len(algorithm) + 3
+            }
+            (Self::Rsa { .. }, None) => allowed.rsa_raw && algorithm == Algorithm::RsaRaw,
+            (Self::Ec { .. }, _) => allowed.ecdsa,
+            (Self::Ed25519, _) => allowed.eddsa,
+        }
+    }
+
+    /// What the token is asked to sign, and how.
+    ///
+    /// # Errors
+    ///
+    /// Where the algorithm isn't one for this type of key.
+    pub(crate) fn signing<'a>(
+        &self,
+        algorithm: Algorithm,
+        input: &'a [u8],
+    ) -> Result<(Mechanism<'static>, Cow<'a, [u8]>), Error> {
+        match (self, Padding::of(algorithm)) {
+            _ if algorithm.family() != self.family() => Err(Error::unsupported(algorithm)),
+            (Self::Rsa { .. }, Some(Padding::Pkcs1 { prefix })) => {
+                Ok((Mechanism::RsaPkcs, [prefix, input].concat().into()))
+            }
+            (Self::Rsa { .. }, Some(Padding::Pss(params))) => {
+                Ok((Mechanism::RsaPkcsPss(params), input.into()))
+            }
+            (Self::Rsa { .. }, None) => Err(Error::unsupported(algorithm)),
+            // Tokens differ in what they do with a digest longer than the order; FIPS 186-5 section 6.4.1 takes the
+            // leftmost bits, and all orders here are either whole bytes long or longer than any digest (P-521).
+            (Self::Ec { order }, _) => Ok((Mechanism::Ecdsa, input.get(..*order).unwrap_or(input).into())),
+            // Without parameters (PKCS#11 v3.1 section 2.3.14): some modules know no other way.
+            (Self::Ed25519, _) => {
+                Ok((Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Pure)), input.into()))
+            }
+        }
+    }
+
+    /// A token's signature in the form of the contract.
+    ///
+    /// # Errors
+    ///
+    /// Where the token's answer isn't a signature of this type of key.
+    pub(crate) fn signature<'a>(&self, raw: &'a [u8]) -> Result<Cow<'a, [u8]>, Error> {
+        match self {
+            Self::Rsa { modulus } if raw.len() == modulus.len() => Ok(raw.into()),
+            Self::Ec { order } if raw.len() <= 2 * order => Ok(ecdsa_der(raw).ok_or_else(|| odd(raw))?.into()),
+            Self::Ed25519 if raw.len() == 64 => Ok(raw.into()),
+            _ => Err(odd(raw)),
+        }
+    }
+
+    /// The block for a raw decryption: as long as the modulus (some modules refuse shorter ones).
+    ///
+    /// # Errors
+    ///
+    /// Where the key isn't RSA, and where the number isn't smaller than the modulus (RFC 8017 section 5.1.2).
+    pub(crate) fn block(&self, input: &[u8]) -> Result<Vec<u8>, Error> {
+        let Self::Rsa { modulus } = self else { return Err(Error::unsupported(Algorithm::RsaRaw)) };
+        let block = padded(input, modulus.len()).filter(|block| block < modulus);
+        block.ok_or_else(|| Error::invalid("the input is not smaller than the modulus"))
+    }
+
+    /// A token's plaintext in the form of the contract: as long as the modulus, padding and all.
+    ///
+    /// # Errors
+    ///
+    /// Where it is longer than the modulus.
+    pub(crate) fn plaintext(&self, raw: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
+        let Self::Rsa { modulus } = self else { return Err(Error::unsupported(Algorithm::RsaRaw)) };
+        padded(raw, modulus.len()).map(Zeroizing::new).ok_or_else(|| odd(raw))
+    }
+}
+
+fn odd(raw: &[u8]) -> Error {
+    Error::new(
+        keystead_plugin_api::Code::Internal,
+        format!("the token answered {} bytes that don't fit the key's type", raw.len()),
+    )
+}
+
+/// The same big-endian number in exactly `len` bytes; `None` where it needs more.
+fn padded(number: &[u8], len: usize) -> Option<Vec<u8>> {
+    let significant = number.iter().position(|&byte| byte != 0).unwrap_or(number.len());
+    let number = number.get(significant..)?;
+    let mut padded = vec![0; len.checked_sub(number.len())?];
+    padded.extend_from_slice(number);
+    Some(padded)
+}
+
+/// r‖s, each half of the whole (PKCS#11 v3.1 section 2.3.1), as DER `ECDSA-Sig-Value` (RFC 3279 section 2.2.3).
+fn ecdsa_der(raw: &[u8]) -> Option<Vec<u8>> {
+    if raw.is_empty() || raw.len() % 2 != 0 {
+        return None;
+    }
+    let (r, s) = raw.split_at(raw.len() / 2);
+    [UintRef::new(r).ok()?, UintRef::new(s).ok()?].to_der().ok()
+}
+
+fn digest_len(algorithm: Algorithm) -> usize {
+    match algorithm.input() {
+        Input::Digest(len) => len,
+        _ => 0,
+    }
+}
+
+/// How an RSA signature is padded.
+enum Padding {
+    /// RFC 8017 section 9.2, with what comes before the digest.
+    Pkcs1 { prefix: &'static [u8] },
+    /// RFC 8017 section 9.1.
+    Pss(PkcsPssParams),
+}
+
+impl Padding {
+    fn of(algorithm: Algorithm) -> Option<Self> {
+        let prefix: &[u8] = match algorithm {
+            Algorithm::RsaPkcs1Md5Sha1 => &[], // TLS 1.0 signs the two digests bare (RFC 2246 section 4.7)
+            Algorithm::RsaPkcs1Sha1 => SHA1,
+            Algorithm::RsaPkcs1Sha224 => SHA224,
+            Algorithm::RsaPkcs1Sha256 => SHA256,
+            Algorithm::RsaPkcs1Sha384 => SHA384,
+            Algorithm::RsaPkcs1Sha512 => SHA512,
+            Algorithm::RsaPssSha256 => return Some(pss(MechanismType::SHA256, PkcsMgfType::MGF1_SHA256, 32)),
+            Algorithm::RsaPssSha384 => return Some(pss(MechanismType::SHA384, PkcsMgfType::MGF1_SHA384, 48)),
+            Algorithm::RsaPssSha512 => return Some(pss(MechanismType::SHA512, PkcsMgfType::MGF1_SHA512, 64)),
+            _ => return None,
+        };
+        Some(Self::Pkcs1 { prefix })
+    }
+}
+
+fn pss(hash_alg: MechanismType, mgf: PkcsMgfType, salt: u64) -> Padding {
+    Padding::Pss(PkcsPssParams { hash_alg, mgf, s_len: salt.into() })
+}
+
+// DigestInfo up to the digest (RFC 8017 section 9.2, note 1).
+const SHA1: &[u8] = b"\x30\x21\x30\x09\x06\x05\x2b\x0e\x03\x02\x1a\x05\x00\x04\x14";
+const SHA224: &[u8] = b"\x30\x2d\x30\x0d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x04\x05\x00\x04\x1c";
+const SHA256: &[u8] = b"\x30\x31\x30\x0d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x01\x05\x00\x04\x20";
+const SHA384: &[u8] = b"\x30\x41\x30\x0d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x02\x05\x00\x04\x30";
+const SHA512: &[u8] = b"\x30\x51\x30\x0d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x03\x05\x00\x04\x40";
+
+#[cfg(test)]
+mod tests {
+    use keystead_plugin_api::Code;
+
+    use super::*;
+
+    const ALL: Allowed = Allowed { rsa_pkcs: true, rsa_pss: true, rsa_raw: true, ecdsa: true, eddsa: true };
+
+    fn rsa(bytes: usize) -> KeyKind {
+        KeyKind::Rsa { modulus: [vec![0xc0], vec![1; bytes - 1]].concat() }
+    }
+
+    #[test]
+    fn offers_every_algorithm_of_the_family_where_all_is_allowed() {
+        for (kind, family) in
+            [(rsa(256), Family::Rsa), (KeyKind::Ec { order: 32 }, Family::Ecdsa), (KeyKind::Ed25519, Family::Ed25519)]
+        {
+            assert_eq!(kind.algorithms(ALL), Algorithm::of(family).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn offers_only_what_token_and_key_allow() {
+        let without_raw = ALL.and(Allowed { rsa_raw: false, ..ALL });
+        assert!(!rsa(256).algorithms(without_raw).contains(&Algorithm::RsaRaw));
+        assert_eq!(rsa(256).algorithms(Allowed::ask(|mechanism, _| mechanism == MechanismType::RSA_X_509)), [
+            Algorithm::RsaRaw
+        ]);
+        assert!(KeyKind::Ed25519.algorithms(Allowed { eddsa: false, ..ALL }).is_empty());
+    }
+
+    #[test]
+    fn offers_no_padding_that_does_not_fit_the_modulus() {
+        let small = rsa(128).algorithms(ALL);
+        assert!(small.contains(&Algorithm::RsaPssSha384) && !small.contains(&Algorithm::RsaPssSha512));
+        let tiny = rsa(64).algorithms(ALL);
+        assert!(tiny.contains(&Algorithm::RsaPkcs1Sha256) && !tiny.contains(&Algorithm::RsaPkcs1Sha512));
+    }
+
+    #[test]
+    fn refuses_algorithms_of_other_types_of_key() {
+        for (kind, algorithm) in [
+            (rsa(256), Algorithm::EcdsaSha256),
+            (rsa(256), Algorithm::Ed25519),
+            (rsa(256), Algorithm::RsaRaw),
+            (KeyKind::Ec { order: 32 }, Algorithm::RsaPkcs1Sha256),
+            (KeyKind::Ec { order: 32 }, Algorithm::Ed25519),
+            (KeyKind::Ed25519, Algorithm::EcdsaSha256),
+        ] {
+            assert_eq!(kind.signing(algorithm, &[0; 32]).unwrap_err().code, Code::Unsupported, "{algorithm}");
+        }
+        assert_eq!(KeyKind::Ed25519.block(&[1]).unwrap_err().code, Code::Unsupported);
+    }
+
+    #[test]
+    fn truncates_digests_to_the_order() {
+        let digest = [7; 64];
+        for (order, sent) in [(28, 28), (32, 32), (48, 48), (66, 64)] {
+            let (_, data) = KeyKind::Ec { order }.signing(Algorithm::EcdsaSha512, &digest).unwrap();
+            assert_eq!(data.len(), sent);
+        }
+    }
+
+    #[test]
+    fn turns_two_numbers_into_der() {
+        let kind = KeyKind::Ec { order: 2 };
+        assert_eq!(&*kind.signature(&[0, 1, 0x80, 0]).unwrap(), [0x30, 8, 2, 1, 1, 2, 3, 0, 0x80, 0]);
+        assert_eq!(&*kind.signature(&[5, 6]).unwrap(), [0x30, 6, 2, 1, 5, 2, 1, 6]);
+        for odd in [&[][..], &[1, 2, 3], &[0; 6]] {
+            assert_eq!(kind.signature(odd).unwrap_err().code, Code::Internal, "{odd:?}");
+        }
+    }
+
+    #[test]
+    fn pads_blocks_and_refuses_what_is_not_smaller_than_the_modulus() {
+        let kind = KeyKind::Rsa { modulus: vec![0x80, 0, 5] };
+        assert_eq!(kind.block(&[]).unwrap(), [0, 0, 0]);
+        assert_eq!(kind.block(&[0, 0, 0, 7]).unwrap(), [0, 0, 7]);
+        assert_eq!(kind.block(&[0x80, 0, 4]).unwrap(), [0x80, 0, 4]);
+        for large in [&[0x80, 0, 5][..], &[0x80, 0, 6], &[1, 0, 0, 0]] {
+            assert_eq!(kind.block(large).unwrap_err().code, Code::InvalidInput);
+        }
+        assert_eq!(**kind.plaintext(&[9]).unwrap(), [0, 0, 9]);
+    }
+}

@@ -1,0 +1,210 @@
+//! The PKCS#11 libraries in this process.
+//!
+//! A library is initialised once, by whichever store needs it first, and stays to the end: C_Finalize would pull it
+//! from under other stores and from threads that still hang in it, and unloading a vendor's library crashes often
+//! enough. So every [`Module`] is leaked, and found again by its canonical path.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use cryptoki::{
+    context::{CInitializeArgs, CInitializeFlags, Info, Pkcs11},
+    error::{Error as Failure, RvError},
+    slot::{Slot, SlotInfo, TokenInfo},
+};
+use keystead_plugin_api::{Code, Error};
+
+use crate::{Problem, ckr};
+
+/// Where `module-name` is looked up: the folders of p11-kit, and where Debian and Fedora put the libraries.
+const FOLDERS: [&str; 10] = [
+    "/usr/lib/x86_64-linux-gnu/pkcs11",
+    "/usr/lib/aarch64-linux-gnu/pkcs11",
+    "/usr/lib64/pkcs11",
+    "/usr/lib/pkcs11",
+    "/usr/local/lib/pkcs11",
+    "/usr/lib/softhsm",
+    "/usr/lib64/softhsm",
+    "/usr/local/lib/softhsm",
+    "/usr/lib64",
+    "/usr/local/lib",
+];
+
+/// One initialised PKCS#11 library.
+pub(crate) struct Module {
+    path: PathBuf,
+    library: &'static Pkcs11,
+    login: Mutex<()>,
+}
+
+/// One slot with a token in it.
+#[derive(Clone)]
+pub(crate) struct Present {
+    pub(crate) slot: Slot,
+    pub(crate) token: TokenInfo,
+    pub(crate) info: Option<SlotInfo>,
+}
+
+impl Module {
+    /// The module of a library file; loads and initialises it where nobody has yet.
+    ///
+    /// # Errors
+    ///
+    /// Where the file is missing or isn't a PKCS#11 library, and where C_Initialize fails.
+    pub(crate) fn at(path: &Path) -> Result<&'static Self, Problem> {
+        let path = path.canonicalize().map_err(|error| {
+            Problem::new(Error::invalid(format!("module `{}` can't be opened: {error}", path.display())))
+                .hint("give the full path of the vendor's PKCS#11 library as module-path")
+        })?;
+        let place = Place::of(&path);
+        let mut module = place.module.lock().unwrap_or_else(PoisonError::into_inner);
+        match *module {
+            Some(module) => Ok(module),
+            None => Ok(module.insert(Self::load(path)?)),
+        }
+    }
+
+    /// Finds a library by a name that has neither folder nor suffix (RFC 7512 section 2.4).
+    ///
+    /// # Errors
+    ///
+    /// Where none of the usual folders has it.
+    pub(crate) fn path_of(name: &str) -> Result<PathBuf, Problem> {
+        let files = [format!("lib{name}.so"), format!("{name}.so")];
+        let mut paths = FOLDERS.iter().flat_map(|folder| files.iter().map(|file| Path::new(folder).join(file)));
+        paths.find(|path| path.is_file()).ok_or_else(|| {
+            Problem::new(Error::invalid(format!("no module named `{name}` in {}", FOLDERS.join(", "))))
+                .hint("give the full path of the library as module-path")
+        })
+    }
+
+    fn load(path: PathBuf) -> Result<&'static Self, Problem> {
+        let library = Pkcs11::new(&path).map_err(|failure| Problem::new(not_loaded(&path, &failure)))?;
+        // Leaked before it is initialised: a library whose C_Initialize failed isn't unloaded either.
+        let library: &'static Pkcs11 = Box::leak(Box::new(library));
+        match library.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+            Ok(()) => tracing::info!(module = %path.display(), "module initialised"),
+            Err(Failure::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {
+                tracing::info!(module = %path.display(), "module was initialised already");
+            }
+            Err(failure) => {
+                let error = ckr::error(&format!("module `{}`", path.display()), &failure);
+                return Err(Problem::new(error).hint(
+                    "check the vendor's configuration file and environment variables, that its daemon runs, and that \
+                     the server's user may use both",
+                ));
+            }
+        }
+        Ok(Box::leak(Box::new(Self { path, library, login: Mutex::new(()) })))
+    }
+
+    /// The library.
+    pub(crate) fn library(&self) -> &'static Pkcs11 {
+        self.library
+    }
+
+    /// The library's file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the library says about itself; `None` where that can't be had.
+    pub(crate) fn info(&self) -> Option<Info> {
+        self.library.get_library_info().ok()
+    }
+
+    /// Serialises logins, so that a PIN which is just being refused isn't presented by another store meanwhile.
+    pub(crate) fn login_turn(&self) -> MutexGuard<'_, ()> {
+        self.login.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every token that is there and answers.
+    ///
+    /// # Errors
+    ///
+    /// Where the slots can't be listed.
+    pub(crate) fn tokens(&self) -> Result<Vec<Present>, Error> {
+        let doing = format!("listing the slots of module `{}`", self.path.display());
+        let slots = self.library.get_slots_with_token().map_err(|failure| ckr::error(&doing, &failure))?;
+        Ok(slots.into_iter().filter_map(|slot| self.present(slot)).collect())
+    }
+
+    /// Slots whose token doesn't answer, or was never initialised, hold nothing to be found.
+    fn present(&self, slot: Slot) -> Option<Present> {
+        let token = self.library.get_token_info(slot).ok()?;
+        let info = self.library.get_slot_info(slot).ok();
+        (token.token_initialized() || !token.label().is_empty()).then_some(Present { slot, token, info })
+    }
+}
+
+/// Where the module of one path is, or will be. The lock is held through C_Initialize, for which calling it twice at
+/// once is undefined; other modules don't wait.
+struct Place {
+    module: Mutex<Option<&'static Module>>,
+}
+
+impl Place {
+    fn of(path: &Path) -> &'static Self {
+        static PLACES: Mutex<Option<HashMap<PathBuf, &'static Place>>> = Mutex::new(None);
+        let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+        places
+            .get_or_insert_default()
+            .entry(path.to_owned())
+            .or_insert_with(|| Box::leak(Box::new(Self { module: Mutex::new(None) })))
+    }
+}
+
+fn not_loaded(path: &Path, failure: &Failure) -> Error {
+    let path = path.display();
+    match failure {
+        Failure::MissingSymbol(_) | Failure::NullFunctionPointer => {
+            Error::invalid(format!("`{path}` is not a PKCS#11 module: it has no C_GetFunctionList"))
+        }
+        Failure::LibraryLoading(cause) => {
+            Error::new(Code::InvalidInput, format!("module `{path}` can't be loaded: {cause}"))
+        }
+        _ => ckr::error(&format!("module `{path}`"), failure),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(path: &Path) -> Problem {
+        Module::at(path).err().expect("is refused")
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_a_file_that_is_no_module() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = refused(&folder.path().join("missing.so"));
+        assert_eq!(missing.error.code, Code::InvalidInput);
+        assert!(missing.error.message.contains("missing.so` can't be opened: No such file"), "{missing:?}");
+        assert!(!missing.hint.is_empty());
+
+        let text = folder.path().join("text.so");
+        std::fs::write(&text, "not a library").unwrap();
+        assert!(refused(&text).error.message.contains("can't be loaded"), "{:?}", refused(&text));
+    }
+
+    #[test]
+    fn tells_a_library_without_pkcs11_from_a_module() {
+        let libm = ["/lib/x86_64-linux-gnu/libm.so.6", "/lib/aarch64-linux-gnu/libm.so.6", "/lib64/libm.so.6"]
+            .into_iter()
+            .find(|path| Path::new(path).exists())
+            .expect("a libm");
+        let problem = refused(Path::new(libm));
+        assert!(problem.error.message.ends_with("is not a PKCS#11 module: it has no C_GetFunctionList"), "{problem:?}");
+    }
+
+    #[test]
+    fn a_name_that_no_folder_has_is_refused_with_a_cure() {
+        let problem = Module::path_of("no-such-module").unwrap_err();
+        assert!(problem.error.message.contains("no module named `no-such-module`"));
+        assert!(!problem.hint.is_empty());
+    }
+}

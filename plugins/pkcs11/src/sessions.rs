@@ -1,0 +1,259 @@
+//! Sessions on one token: as many as there are lanes at work on it, and no more than it allows.
+//!
+//! A lane takes an idle session or opens one, so that a token never has more sessions than lanes that were busy at
+//! once. Where that is capped, lanes wait in line: each gets its turn in the order it came, within its deadline.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{SyncSender, sync_channel},
+    },
+    time::{Duration, Instant},
+};
+
+use cryptoki::object::ObjectHandle;
+use keystead_plugin_api::{Code, Error};
+
+use crate::{ckr, keys::KeyId};
+
+/// How long a call without a deadline waits for a session, as gokeyless does.
+const WAIT: Duration = Duration::from_secs(10);
+
+/// A session, and the handles found in it. On some modules (AWS CloudHSM) a handle is good in its session only.
+pub(crate) struct Session {
+    pub(crate) raw: cryptoki::session::Session,
+    pub(crate) handles: HashMap<KeyId, ObjectHandle>,
+}
+
+/// The sessions of one token.
+pub(crate) struct Pool {
+    idle: Mutex<Vec<Session>>,
+    gate: Gate,
+}
+
+impl Pool {
+    /// A pool with at most so many sessions; `None` where only the token sets a limit.
+    pub(crate) fn new(limit: Option<u32>) -> Self {
+        Self { idle: Mutex::default(), gate: Gate::new(limit.unwrap_or(u32::MAX)) }
+    }
+
+    /// Works with a session that nobody else uses meanwhile, opened by `open` where none is idle.
+    ///
+    /// # Errors
+    ///
+    /// Where no session gets free in time, and those of `open` and `work`.
+    pub(crate) fn with<T>(
+        &self,
+        deadline: Option<Instant>,
+        open: impl Fn() -> Result<Session, Error>,
+        work: impl FnOnce(&mut Session) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut pass = self.gate.enter(deadline)?;
+        let idle = self.idle().pop();
+        let mut session = match idle.map_or_else(&open, Ok) {
+            // The token has fewer sessions than was thought: from now on, that many.
+            Err(error) if error.code == Code::Throttled && pass.close_gate() => {
+                pass = self.gate.enter(deadline)?;
+                let idle = self.idle().pop();
+                idle.map_or_else(open, Ok)?
+            }
+            session => session?,
+        };
+        let done = work(&mut session);
+        if done.as_ref().err().is_none_or(ckr::spares_session) {
+            self.idle().push(session);
+        }
+        drop(pass); // after the session is back, so that whoever is next finds it
+        done
+    }
+
+    /// Whether a lane ever had to wait for another's session.
+    pub(crate) fn is_bottleneck(&self) -> bool {
+        self.gate.crowded.load(Ordering::Relaxed)
+    }
+
+    /// Closes the sessions that nobody works with.
+    pub(crate) fn close(&self) {
+        self.idle().clear();
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Session>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lets a limited number through at once, in the order they came.
+struct Gate {
+    line: Mutex<Line>,
+    /// Whether anybody ever had to wait.
+    crowded: AtomicBool,
+}
+
+struct Line {
+    limit: u32,
+    inside: u32,
+    /// Those who wait, by ticket; a message means that the place of one who left is theirs.
+    waiting: VecDeque<(u64, SyncSender<()>)>,
+    tickets: u64,
+}
+
+impl Gate {
+    fn new(limit: u32) -> Self {
+        let line = Line { limit: limit.max(1), inside: 0, waiting: VecDeque::new(), tickets: 0 };
+        Self { line: Mutex::new(line), crowded: AtomicBool::new(false) }
+    }
+
+    fn enter(&self, deadline: Option<Instant>) -> Result<Pass<'_>, Error> {
+        let (ticket, turn) = {
+            let mut line = self.line();
+            if line.inside < line.limit && line.waiting.is_empty() {
+                line.inside += 1;
+                return Ok(Pass { gate: Some(self) });
+            }
+            line.tickets += 1;
+            let (sender, turn) = sync_channel(1);
+            let ticket = line.tickets;
+            line.waiting.push_back((ticket, sender));
+            (ticket, turn)
+        };
+        self.crowded.store(true, Ordering::Relaxed);
+        let wait = time_left(deadline).map_or(WAIT, |left| left.min(WAIT));
+        if turn.recv_timeout(wait).is_err() {
+            self.give_up(ticket, deadline)?;
+        }
+        Ok(Pass { gate: Some(self) })
+    }
+
+    /// Leaves the line, unless the turn came at the last moment.
+    fn give_up(&self, ticket: u64, deadline: Option<Instant>) -> Result<(), Error> {
+        let mut line = self.line();
+        let Some(at) = line.waiting.iter().position(|(waiting, _)| *waiting == ticket) else { return Ok(()) };
+        line.waiting.remove(at);
+        let late = time_left(deadline).is_some_and(|left| left.is_zero());
+        let code = if late { Code::Deadline } else { Code::Throttled };
+        Err(Error::new(code, format!("no session got free in time: all {} were busy", line.limit)))
+    }
+
+    fn leave(&self) {
+        let mut line = self.line();
+        if line.inside <= line.limit {
+            while let Some((_, turn)) = line.waiting.pop_front() {
+                if turn.send(()).is_ok() {
+                    return;
+                }
+            }
+        }
+        line.inside -= 1;
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn time_left(deadline: Option<Instant>) -> Option<Duration> {
+    deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+}
+
+/// The right to one session, until dropped.
+struct Pass<'a> {
+    gate: Option<&'a Gate>,
+}
+
+impl Pass<'_> {
+    /// Gives the pass back and lowers the limit to those who are inside beside it; false where there is nobody else.
+    fn close_gate(&mut self) -> bool {
+        let Some(gate) = self.gate else { return false };
+        let mut line = gate.line();
+        if line.inside < 2 {
+            return false;
+        }
+        line.inside -= 1;
+        line.limit = line.inside;
+        self.gate = None;
+        tracing::warn!(sessions = line.limit, "the token opens no further session; lanes share those there are");
+        true
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        if let Some(gate) = self.gate {
+            gate.leave();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc::channel, thread};
+
+    use super::*;
+
+    fn soon() -> Option<Instant> {
+        Some(Instant::now() + Duration::from_millis(1))
+    }
+
+    fn waiting(gate: &Gate) -> usize {
+        gate.line().waiting.len()
+    }
+
+    #[test]
+    fn lets_so_many_through_and_no_more() {
+        let gate = Gate::new(2);
+        let first = gate.enter(None).unwrap();
+        let _second = gate.enter(None).unwrap();
+        assert!(!gate.crowded.load(Ordering::Relaxed));
+        assert_eq!(gate.enter(soon()).err().unwrap().code, Code::Deadline);
+        assert!(gate.crowded.load(Ordering::Relaxed));
+        drop(first);
+        gate.enter(soon()).unwrap();
+    }
+
+    #[test]
+    fn takes_turns_in_the_order_of_coming() {
+        let gate = Gate::new(1);
+        let inside = gate.enter(None).unwrap();
+        let (done, order) = channel();
+        thread::scope(|scope| {
+            for turn in 0..4 {
+                let (gate, done) = (&gate, done.clone());
+                scope.spawn(move || {
+                    let _pass = gate.enter(None).unwrap();
+                    done.send(turn).unwrap();
+                });
+                while waiting(gate) <= turn {
+                    thread::yield_now();
+                }
+            }
+            drop(inside);
+        });
+        assert_eq!(order.try_iter().collect::<Vec<_>>(), [0, 1, 2, 3]);
+        assert_eq!(gate.line().inside, 0);
+    }
+
+    #[test]
+    fn one_who_gives_up_loses_nobody_elses_turn() {
+        let gate = Gate::new(1);
+        let inside = gate.enter(None).unwrap();
+        assert!(gate.enter(soon()).is_err());
+        assert_eq!(waiting(&gate), 0);
+        drop(inside);
+        assert_eq!(gate.line().inside, 0);
+        gate.enter(soon()).unwrap();
+    }
+
+    #[test]
+    fn a_token_with_fewer_sessions_than_lanes_closes_the_gate_behind_them() {
+        let gate = Gate::new(u32::MAX);
+        let mut alone = gate.enter(None).unwrap();
+        assert!(!alone.close_gate(), "there is no other session to wait for");
+        let mut second = gate.enter(None).unwrap();
+        assert!(second.close_gate());
+        assert_eq!(gate.enter(soon()).err().unwrap().code, Code::Deadline);
+        drop((alone, second));
+        gate.enter(soon()).unwrap();
+    }
+}

@@ -1,0 +1,325 @@
+//! From a store's configuration to open tokens.
+//!
+//! What is wrong with one entry is a finding; only where nothing could be opened at all is opening an error.
+
+use std::{fmt, path::PathBuf, sync::Arc};
+
+use keystead_plugin_api::{Code, Error, Finding, Host};
+use serde::{
+    Deserialize, Deserializer,
+    de::{SeqAccess, Visitor},
+};
+use zeroize::Zeroizing;
+
+use crate::{
+    Problem,
+    module::{Module, Present},
+    token::{self, Pin, Settings, Token},
+    uri::{Dialect, ObjectSelector, PinSource, Uri},
+};
+
+/// JSON Schema of the configuration.
+pub(crate) const SCHEMA: &str = r#"{
+  "$schema": "https://json-schema.org/draft/2020-12/schema",
+  "type": "object",
+  "additionalProperties": false,
+  "required": ["uris"],
+  "properties": {
+    "uris": {
+      "description": "PKCS#11 URIs (RFC 7512), one private key each; may hold PINs",
+      "type": "array",
+      "minItems": 1,
+      "items": {"type": "string", "writeOnly": true}
+    },
+    "legacy": {
+      "description": "read the URIs as gokeyless does: a plus is a blank, and more",
+      "type": "boolean",
+      "default": false
+    },
+    "module": {
+      "description": "library for URIs that name none: a full path",
+      "type": "string"
+    },
+    "max_sessions": {
+      "description": "most sessions on one token, where no URI of it says max-sessions; one of them holds the login",
+      "type": "integer",
+      "minimum": 2
+    }
+  }
+}"#;
+
+/// What opening a store comes to.
+pub(crate) struct Opened {
+    pub(crate) tokens: Vec<Arc<Token>>,
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) findings: Vec<Finding>,
+}
+
+/// One URI whose token is open.
+#[derive(Clone)]
+pub(crate) struct Entry {
+    /// What findings call it: its position, and the URI without its PIN.
+    pub(crate) subject: String,
+    pub(crate) token: Arc<Token>,
+    pub(crate) object: ObjectSelector,
+}
+
+/// Opens every token that the configuration of `host` means.
+///
+/// # Errors
+///
+/// Those of the configuration as a whole; and where no token at all could be opened, what befell the first entry.
+pub(crate) fn open(host: Host) -> Result<Opened, Error> {
+    let config: Config = host.config()?;
+    let mut opening = Opening { host, config: &config, secret: None, findings: Vec::new() };
+    let wanted = opening.wanted();
+    let groups = group(wanted);
+    let (mut tokens, mut entries) = (Vec::new(), Vec::new());
+    for group in groups {
+        let Some(token) = opening.open(&group) else { continue };
+        let token = Arc::new(token);
+        entries.extend(group.members.into_iter().map(|member| Entry {
+            subject: member.subject,
+            token: Arc::clone(&token),
+            object: member.uri.object,
+        }));
+        tokens.push(token);
+    }
+    if tokens.is_empty() {
+        return Err(opening.failure());
+    }
+    Ok(Opened { tokens, entries, findings: opening.findings })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    uris: Uris,
+    #[serde(default)]
+    legacy: bool,
+    module: Option<PathBuf>,
+    max_sessions: Option<u32>,
+}
+
+/// The URIs. Decoded by hand, because serde's messages quote a value that doesn't fit, PIN and all.
+struct Uris(Vec<Zeroizing<String>>);
+
+impl<'de> Deserialize<'de> for Uris {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(ListOfUris)
+    }
+}
+
+struct ListOfUris;
+
+impl<'de> Visitor<'de> for ListOfUris {
+    type Value = Uris;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("`uris` to be a list of PKCS#11 URIs")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Uris, A::Error> {
+        let mut uris = Vec::new();
+        while let Some(uri) = list.next_element()? {
+            uris.push(Zeroizing::new(uri));
+        }
+        Ok(Uris(uris))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Uris, E> {
+        Err(E::custom("`uris` is a list of PKCS#11 URIs, not a single one"))
+    }
+}
+
+/// One URI whose token is there.
+struct Wanted {
+    subject: String,
+    uri: Uri,
+    module: &'static Module,
+    present: Present,
+}
+
+/// The URIs that mean one token.
+struct Group {
+    module: &'static Module,
+    present: Present,
+    members: Vec<Wanted>,
+}
+
+fn group(wanted: Vec<Wanted>) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for member in wanted {
+        let same = |group: &&mut Group| {
+            group.module.path() == member.module.path() && group.present.slot == member.present.slot
+        };
+        match groups.iter_mut().find(same) {
+            Some(group) => group.members.push(member),
+            None => groups.push(Group {
+                module: member.module,
+                present: member.present.clone(),
+                members: vec![member],
+            }),
+        }
+    }
+    groups
+}
+
+struct Opening<'a> {
+    host: Host,
+    config: &'a Config,
+    /// The secret `pin`, once it was asked for.
+    secret: Option<Result<Option<Pin>, Error>>,
+    findings: Vec<Finding>,
+}
+
+impl Opening<'_> {
+    fn wanted(&mut self) -> Vec<Wanted> {
+        let mut slots = Slots::default();
+        let config = self.config;
+        let numbered = config.uris.0.iter().zip(1..);
+        numbered.filter_map(|(text, number)| self.resolve(text, number, &mut slots)).collect()
+    }
+
+    fn resolve(&mut self, text: &str, number: usize, slots: &mut Slots) -> Option<Wanted> {
+        let dialect = if self.config.legacy { Dialect::Legacy } else { Dialect::Strict };
+        let uri = match Uri::parse(text, dialect) {
+            Ok(uri) => uri,
+            Err(invalid) => {
+                let problem = Problem::new(Error::invalid(invalid.to_string()));
+                self.findings.push(problem.finding(&format!("uri {number}")));
+                return None;
+            }
+        };
+        let subject = format!("uri {number} ({uri})");
+        for warning in &uri.warnings {
+            self.findings.push(Problem::new(Error::invalid(*warning)).warning(&subject));
+        }
+        match self.locate(&uri, slots) {
+            Ok((module, present)) => Some(Wanted { subject, uri, module, present }),
+            Err(problem) => {
+                self.findings.push(problem.finding(&subject));
+                None
+            }
+        }
+    }
+
+    fn locate(&self, uri: &Uri, slots: &mut Slots) -> Result<(&'static Module, Present), Problem> {
+        let path = match (&uri.module_path, &uri.module_name, &self.config.module) {
+            (Some(path), ..) => path.clone(),
+            (None, Some(name), _) => Module::path_of(name)?,
+            (None, None, Some(path)) => path.clone(),
+            (None, None, None) => {
+                return Err(Problem::new(Error::invalid("the URI names no module"))
+                    .hint("add ?module-path= with the full path of the vendor's PKCS#11 library"));
+            }
+        };
+        let module = Module::at(&path)?;
+        let (tokens, library) = slots.of(module)?;
+        let present = token::choose(tokens, library, &uri.token)?;
+        Ok((module, present.clone()))
+    }
+
+    fn open(&mut self, group: &Group) -> Option<Token> {
+        let opened = self.settings(group).and_then(|settings| Token::open(group.module, &group.present, settings));
+        match opened {
+            Ok(token) => Some(token),
+            Err(problem) => {
+                let findings = group.members.iter().map(|member| problem.clone().finding(&member.subject));
+                self.findings.extend(findings);
+                None
+            }
+        }
+    }
+
+    fn settings(&mut self, group: &Group) -> Result<Settings, Problem> {
+        let limits = group.members.iter().filter_map(|member| member.uri.max_sessions);
+        Ok(Settings {
+            pin: self.pin(group)?,
+            max_sessions: limits.max().or(self.config.max_sessions),
+            credentials: self.host.credentials(),
+        })
+    }
+
+    /// The PIN for a token: the first that its URIs give, else the secret. A token has one login, so one PIN; trying a
+    /// second after a first was refused would be guessing.
+    fn pin(&mut self, group: &Group) -> Result<Option<Pin>, Problem> {
+        let mut given: Option<(Pin, &str)> = None;
+        for Wanted { subject, uri, .. } in &group.members {
+            let Some(source) = &uri.pin else { continue };
+            let pin = read(source)?;
+            match &given {
+                None => given = Some((pin, subject)),
+                Some((first, _)) if *first == pin => {}
+                Some((_, owner)) => {
+                    let message = format!("has another PIN for the same token than {owner}, whose PIN is used");
+                    let problem = Problem::new(Error::invalid(message)).hint("give one PIN for each token");
+                    self.findings.push(problem.warning(subject));
+                }
+            }
+        }
+        match given {
+            Some((pin, _)) => Ok(Some(pin)),
+            None => Ok(self.secret.get_or_insert_with(|| secret(self.host)).clone()?),
+        }
+    }
+
+    /// What to say where nothing could be opened: one line, about the first entry.
+    fn failure(self) -> Error {
+        let errors = self.findings.iter().filter(|finding| finding.severity == keystead_plugin_api::Severity::Error);
+        let more = errors.clone().count().saturating_sub(1);
+        let Some(Finding { subject, error, hint, .. }) = errors.clone().next() else {
+            return Error::invalid("config: `uris` is empty; give at least one PKCS#11 URI");
+        };
+        let hint = if hint.is_empty() { String::new() } else { format!("; {hint}") };
+        let more = if more == 0 { String::new() } else { format!(" (and {more} more)") };
+        let mut error = error.clone();
+        error.message = format!("{subject}{more}: {}{hint}", error.message);
+        error
+    }
+}
+
+/// The tokens of each module, listed once.
+#[derive(Default)]
+struct Slots(Vec<(&'static Module, Vec<Present>, Option<cryptoki::context::Info>)>);
+
+impl Slots {
+    fn of(&mut self, module: &'static Module) -> Result<(&[Present], Option<&cryptoki::context::Info>), Error> {
+        let at = match self.0.iter().position(|(known, ..)| known.path() == module.path()) {
+            Some(at) => at,
+            None => {
+                self.0.push((module, module.tokens()?, module.info()));
+                self.0.len() - 1
+            }
+        };
+        Ok(self.0.get(at).map_or((&[], None), |(_, tokens, info)| (tokens.as_slice(), info.as_ref())))
+    }
+}
+
+fn read(source: &PinSource) -> Result<Pin, Problem> {
+    match source {
+        PinSource::Value(pin) => Ok(pin.clone()),
+        PinSource::File(path) => {
+            let content = std::fs::read(path).map_err(|error| {
+                let error = Error::invalid(format!("the file of pin-source can't be read: {}", error.kind()));
+                Problem::new(error).hint("check that it exists and that the server's user may read it")
+            })?;
+            let content = Zeroizing::new(content);
+            Ok(Zeroizing::new(without_newline(&content).to_vec()))
+        }
+    }
+}
+
+fn without_newline(content: &[u8]) -> &[u8] {
+    let content = content.strip_suffix(b"\n").unwrap_or(content);
+    content.strip_suffix(b"\r").unwrap_or(content)
+}
+
+/// The store's secret `pin`; `None` where it has none.
+fn secret(host: Host) -> Result<Option<Pin>, Error> {
+    match host.secret("pin") {
+        Ok(secret) => Ok(Some(Zeroizing::new(secret.expose().to_vec()))),
+        Err(error) if error.code == Code::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,262 @@
+//! One token: how it is chosen, its one login, and its sessions.
+
+use std::sync::{Mutex, PoisonError};
+
+use cryptoki::{
+    context::Info,
+    error::{Error as Failure, RvError},
+    session::{SessionState, UserType},
+    slot::{Limit, Slot},
+    types::RawAuthPin,
+};
+use keystead_plugin_api::{Call, Code, Credentials, Error, Lane};
+use zeroize::Zeroizing;
+
+use crate::{
+    Problem, ckr,
+    mechanism::Allowed,
+    module::{Module, Present},
+    sessions::{Pool, Session},
+    uri::{Selector, Selectors},
+};
+
+/// A PIN.
+pub(crate) type Pin = Zeroizing<Vec<u8>>;
+
+/// A token that a store has opened. A login belongs to the whole process and lasts as long as a session does, so one
+/// session, the anchor, stays open beside those of the lanes.
+pub(crate) struct Token {
+    module: &'static Module,
+    slot: Slot,
+    /// What the operator calls it.
+    pub(crate) label: String,
+    /// What the memory of refused PINs calls it.
+    identity: String,
+    pin: Option<Pin>,
+    credentials: Option<Credentials>,
+    /// What the token's mechanisms allow.
+    pub(crate) allowed: Allowed,
+    anchor: Mutex<Option<Session>>,
+    pool: Pool,
+    limit: Option<u32>,
+}
+
+/// What a store says of a token.
+pub(crate) struct Settings {
+    /// For its one login; without it there is none.
+    pub(crate) pin: Option<Pin>,
+    /// The most sessions, the anchor counted.
+    pub(crate) max_sessions: Option<u32>,
+    /// The host's memory of refused PINs.
+    pub(crate) credentials: Option<Credentials>,
+}
+
+/// Chooses the one token that selectors mean.
+///
+/// # Errors
+///
+/// [`Code::Unavailable`] where there is none at the moment, [`Code::InvalidInput`] where several match.
+pub(crate) fn choose<'a>(
+    present: &'a [Present],
+    library: Option<&Info>,
+    selectors: &Selectors,
+) -> Result<&'a Present, Problem> {
+    let fits = |token: &&Present| {
+        selectors.iter().all(|(selector, wanted)| token.value(*selector, library).as_ref() == Some(wanted))
+    };
+    let mut matching = present.iter().filter(fits);
+    match (matching.next(), matching.next()) {
+        (Some(token), None) => Ok(token),
+        (None, _) => {
+            let error = Error::new(Code::Unavailable, "no such token is there");
+            Err(Problem::new(error).hint(format!("the module has {}", names(present.iter()))))
+        }
+        (Some(_), Some(_)) => {
+            let names = names(present.iter().filter(fits));
+            let error = Error::invalid(format!("more than one token matches: {names}"));
+            Err(Problem::new(error).hint("tell them apart by serial="))
+        }
+    }
+}
+
+fn names<'a>(present: impl Iterator<Item = &'a Present>) -> String {
+    let name = |token: &Present| format!("`{}` (serial {})", token.token.label(), token.token.serial_number());
+    let names: Vec<String> = present.map(name).collect();
+    if names.is_empty() { "no token".to_owned() } else { names.join(", ") }
+}
+
+impl Present {
+    fn value(&self, selector: Selector, library: Option<&Info>) -> Option<String> {
+        let (token, slot) = (&self.token, self.info.as_ref());
+        match selector {
+            Selector::Token => Some(token.label().to_owned()),
+            Selector::Manufacturer => Some(token.manufacturer_id().to_owned()),
+            Selector::Serial => Some(token.serial_number().to_owned()),
+            Selector::Model => Some(token.model().to_owned()),
+            Selector::SlotId => Some(self.slot.id().to_string()),
+            Selector::SlotManufacturer => slot.map(|slot| slot.manufacturer_id().to_owned()),
+            Selector::SlotDescription => slot.map(|slot| slot.slot_description().to_owned()),
+            Selector::LibraryManufacturer => library.map(|library| library.manufacturer_id().to_owned()),
+            Selector::LibraryDescription => library.map(|library| library.library_description().to_owned()),
+            Selector::LibraryVersion => library.map(|library| library.library_version().to_string()),
+        }
+    }
+
+    /// The most sessions that this process may have on the token; `None` where it sets no limit.
+    fn session_limit(&self) -> Option<u32> {
+        let limit = |limit| match limit {
+            Limit::Max(most) => Some(u32::try_from(most).unwrap_or(u32::MAX)),
+            Limit::Unavailable | Limit::Infinite => None,
+        };
+        let (all, writing) = (limit(self.token.max_session_count()), limit(self.token.max_rw_session_count()));
+        [all, writing].into_iter().flatten().min()
+    }
+}
+
+impl Token {
+    /// Opens the anchor session and logs in, once.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::Credentials`] where the PIN is refused, now or before.
+    pub(crate) fn open(module: &'static Module, present: &Present, settings: Settings) -> Result<Self, Problem> {
+        // As with gokeyless, one of the sessions is the anchor, and less than two make no sense.
+        let limit = [settings.max_sessions, present.session_limit()].into_iter().flatten().min();
+        let lanes = limit.map(|limit| limit.max(2) - 1);
+        let info = &present.token;
+        let token = Self {
+            module,
+            slot: present.slot,
+            label: info.label().to_owned(),
+            identity: [info.manufacturer_id(), info.model(), info.serial_number(), info.label()].join("/"),
+            pin: settings.pin,
+            credentials: settings.credentials,
+            allowed: mechanisms(module, present.slot),
+            anchor: Mutex::new(None),
+            pool: Pool::new(lanes),
+            limit: lanes,
+        };
+        let anchor = token.open_anchor()?;
+        *token.anchor.lock().unwrap_or_else(PoisonError::into_inner) = Some(anchor);
+        Ok(token)
+    }
+
+    /// Works with a session of the call's lane: the anchor for housekeeping, else one of the pool. A session that
+    /// failed for reasons of its own is closed, and another opened next time.
+    ///
+    /// # Errors
+    ///
+    /// Where no session is to be had, and those of `work`.
+    pub(crate) fn with<T>(
+        &self,
+        call: &Call<'_>,
+        work: impl FnOnce(&mut Session) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        match call.lane {
+            Lane::Housekeeping => self.with_anchor(work),
+            Lane::Inline | Lane::Number(_) => self.pool.with(call.deadline, || self.open_session(), work),
+        }
+    }
+
+    /// Whether the token still answers; logs in again where the login was lost.
+    ///
+    /// # Errors
+    ///
+    /// Where it doesn't.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        self.with_anchor(|anchor| {
+            let info = anchor.raw.get_session_info().map_err(|failure| self.error("health check", &failure))?;
+            match info.session_state() {
+                SessionState::RoPublic | SessionState::RwPublic => self.login(anchor).map_err(Error::from),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// How many lanes may work at once, where some had to wait for others for that reason.
+    pub(crate) fn bottleneck(&self) -> Option<u32> {
+        self.limit.filter(|_| self.pool.is_bottleneck())
+    }
+
+    /// Closes the sessions that nobody works with. There is no C_Logout: it would log every store out.
+    pub(crate) fn close(&self) {
+        self.pool.close();
+        if let Ok(mut anchor) = self.anchor.try_lock() {
+            *anchor = None;
+        }
+    }
+
+    fn with_anchor<T>(&self, work: impl FnOnce(&mut Session) -> Result<T, Error>) -> Result<T, Error> {
+        let mut anchor = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
+        if anchor.is_none() {
+            *anchor = Some(self.open_anchor()?);
+        }
+        let Some(session) = anchor.as_mut() else { return Err(Error::new(Code::Internal, "no anchor session")) };
+        let done = work(session);
+        if !done.as_ref().err().is_none_or(ckr::spares_session) {
+            *anchor = None;
+        }
+        done
+    }
+
+    fn open_anchor(&self) -> Result<Session, Problem> {
+        let session = self.open_session()?;
+        self.login(&session)?;
+        Ok(session)
+    }
+
+    /// A read-write session, since some modules (AWS CloudHSM) have no other; a read-only one where that is refused.
+    fn open_session(&self) -> Result<Session, Error> {
+        let library = self.module.library();
+        let raw = match library.open_rw_session(self.slot) {
+            Err(failure) if !matches!(failure, Failure::Pkcs11(RvError::SessionCount, _)) => {
+                library.open_ro_session(self.slot).map_err(|_| failure)
+            }
+            opened => opened,
+        };
+        let raw = raw.map_err(|failure| self.error("opening a session", &failure))?;
+        Ok(Session { raw, handles: std::collections::HashMap::new() })
+    }
+
+    fn login(&self, session: &Session) -> Result<(), Problem> {
+        let Some(pin) = &self.pin else { return Ok(()) };
+        let _turn = self.module.login_turn();
+        if self.credentials.is_some_and(|memory| memory.refused(&self.identity, pin)) {
+            let message = format!("token `{}` has refused this PIN before; it was not tried again", self.label);
+            return Err(Problem::new(Error::new(Code::Credentials, message)).hint(CORRECT_THE_PIN));
+        }
+        match session.raw.login_with_raw(UserType::User, &RawAuthPin::new(Box::new(pin.to_vec()))) {
+            Ok(()) | Err(Failure::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
+            Err(failure) => Err(self.refused(&failure, pin)),
+        }
+    }
+
+    fn refused(&self, failure: &Failure, pin: &Pin) -> Problem {
+        let error = self.error("login", failure);
+        if error.code != Code::Credentials {
+            return Problem::new(error);
+        }
+        if let Some(memory) = self.credentials {
+            memory.report(&self.identity, pin);
+        }
+        Problem::new(error).hint(CORRECT_THE_PIN)
+    }
+
+    fn error(&self, doing: &str, failure: &Failure) -> Error {
+        ckr::error(&format!("{doing} on token `{}`", self.label), failure)
+    }
+}
+
+const CORRECT_THE_PIN: &str = "correct the PIN before anything tries again: tokens lock after a few wrong ones";
+
+/// What a token's mechanisms allow; one that won't say more than that it has a mechanism is believed.
+fn mechanisms(module: &Module, slot: Slot) -> Allowed {
+    let library = module.library();
+    let list = library.get_mechanism_list(slot).unwrap_or_default();
+    Allowed::ask(|mechanism, decrypts| {
+        list.contains(&mechanism)
+            && library
+                .get_mechanism_info(slot, mechanism)
+                .map_or(true, |info| if decrypts { info.decrypt() } else { info.sign() })
+    })
+}
