@@ -219,7 +219,7 @@ mod text {
             |items| format!("private_key_stores: [{{plugin: x, config: {{a: [{}]}}}}]", "1,".repeat(items));
         assert_eq!(
             refusal(&list(65_536)),
-            "k.yaml:1:131106: more than 65536 values\nhint: use a `dir` entry in place of many `file` entries"
+            "k.yaml:1:131107: more than 65536 values\nhint: use a `dir` entry in place of many `file` entries"
         );
         assert_eq!(accept(&list(65_000)).stores.len(), 1);
     }

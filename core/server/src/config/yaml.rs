@@ -140,12 +140,11 @@ fn ambiguous(position: Position) -> Notice {
         .hint("put text with special characters in quotes")
 }
 
-/// The decoder's own words are left out, since they may quote a secret.
+/// The decoder's own words are left out, since they may quote a secret. Where it names no place, the text as a whole is
+/// meant.
 fn undecodable(error: &serde_yaml::Error) -> Notice {
-    let notice =
-        Notice::new("not valid YAML").hint("indent with spaces, and put special characters in quotes");
-    match error.location() {
-        Some(location) => notice.at(Position { line: location.line(), column: location.column() }),
-        None => notice,
-    }
+    let place =
+        error.location().map(|location| Position { line: location.line(), column: location.column() });
+    let notice = Notice::new("not valid YAML").at(place.unwrap_or(Position { line: 1, column: 1 }));
+    notice.hint("indent with spaces, and put special characters in quotes")
 }
