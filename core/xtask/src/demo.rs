@@ -89,7 +89,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     story.step("Shake hands as any client would", |notes| shake_hands(&servers, notes))?;
     story.step("Look for the PIN where it must not be", |notes| servers.look_for_the_pin(notes))?;
     if options.keep {
-        story.aside(&servers.things_to_try());
+        story.aside(&servers.things_to_try()?);
         interrupt.wait_unless(|| servers.have_ended())?;
     }
     story.step("Stop", |notes| servers.stop(notes))?;

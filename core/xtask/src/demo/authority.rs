@@ -46,7 +46,7 @@ impl Authority {
 
     /// Its name in certificates.
     pub(super) fn title(&self) -> String {
-        format!("Keystead demo, authority of {}", self.name)
+        format!("Keystead demo authority of {}", self.name)
     }
 
     /// Issues a certificate with a new private key.

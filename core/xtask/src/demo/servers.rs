@@ -75,7 +75,7 @@ impl Servers {
         let took = Took(start.elapsed());
         let opcode = self.signed_since(&before, handshake)?;
         Ok(format!(
-            "{:<8} {}  {:<10}  {:<16} verified, page received, one {opcode}  ({took})",
+            "{:<8} {}  {:<10}  {:<16} verified, page received; one {opcode} ({took})",
             handshake.client(),
             handshake.version(),
             handshake.signature,
@@ -114,32 +114,28 @@ impl Servers {
     }
 
     /// Commands for a person to try while everything runs.
-    pub(super) fn things_to_try(&self) -> String {
-        let (sites, port) = (self.setup.pki.sites.certificate(), self.sites.port());
-        let (sites, site) = (sites.display(), Site::RSA.name);
-        let identity = &self.setup.pki.edge;
-        let keystead =
-            self.setup.program("keystead").map(|path| path.display().to_string()).unwrap_or_default();
-        let authority = self.setup.pki.machines.certificate();
-        let client = format!(
-            "{} --server-name {KEY_SERVER} --ca {} --cert {} --key {}",
+    pub(super) fn things_to_try(&self) -> Result<String> {
+        let (pki, port) = (&self.setup.pki, self.sites.port());
+        let sites = pki.sites.certificate();
+        let (sites, rsa, ecdsa) = (sites.display(), Site::RSA.name, Site::ECDSA.name);
+        let keystead = self.setup.program("keystead")?;
+        let as_the_edge = format!(
+            "--server {} --server-name {KEY_SERVER} --ca {} --cert {} --key {}",
             self.keys,
-            authority.display(),
-            identity.certificate.display(),
-            identity.key.display()
+            pki.machines.certificate().display(),
+            pki.edge.certificate.display(),
+            pki.edge.key.display()
         );
-        format!(
-            "Everything runs. Try:\n\n  \
-             curl --cacert {sites} --resolve {site}:{port}:127.0.0.1 https://{site}:{port}/\n  \
-             openssl s_client -connect {} -servername {} -CAfile {sites} -tls1_2\n  \
-             {keystead} ping {client}\n  \
-             curl http://{}/metrics\n  \
-             less {}\n\nCtrl-C stops it.",
-            self.sites,
-            Site::ECDSA.name,
-            self.metrics,
-            self.setup.folder.join("keystead.log").display(),
-        )
+        let chain = pki.chains.first().ok_or_else(|| Failure::new("no site has a certificate"))?;
+        let commands = [
+            format!("curl --cacert {sites} --resolve {rsa}:{port}:127.0.0.1 https://{rsa}:{port}/"),
+            format!("openssl s_client -connect {} -servername {ecdsa} -CAfile {sites} -tls1_2", self.sites),
+            format!("{} ping {as_the_edge}", keystead.display()),
+            format!("{} sign {as_the_edge} --for {}", keystead.display(), chain.display()),
+            format!("curl http://{}/metrics", self.metrics),
+            format!("less {}", self.setup.folder.join("keystead.log").display()),
+        ];
+        Ok(format!("Everything runs. Try:\n\n  {}\n\nCtrl-C stops it.", commands.join("\n\n  ")))
     }
 
     fn target<'a>(&'a self, authority: &'a Path) -> Target<'a> {
@@ -196,11 +192,8 @@ fn start_key_server(
 }
 
 fn configuration(setup: &Setup, keys: SocketAddr, metrics: SocketAddr) -> String {
-    let mut uris = String::new();
-    for site in Site::ALL {
-        let module = setup.token.module().display();
-        uris += &format!("    - pkcs11:token={LABEL};object={}?module-path={module}\n", site.label);
-    }
+    let uri = |site: &Site| format!("    - pkcs11:token={LABEL};object={}\n", site.label);
+    let uris: String = Site::ALL.iter().map(uri).collect();
     format!(
         "listen: \"{keys}\"\n\
          metrics_listen: \"{metrics}\"\n\
@@ -211,13 +204,14 @@ fn configuration(setup: &Setup, keys: SocketAddr, metrics: SocketAddr) -> String
          private_key_stores:\n\
          - name: token\n  \
            plugin: {}\n  \
-           config:\n    uris:\n{uris}  \
+           config:\n    module: {}\n    uris:\n{uris}  \
            secrets:\n    pin: {{file: {}}}\n",
         setup.pki.key_server.certificate.display(),
         setup.pki.key_server.key.display(),
         setup.pki.machines.certificate().display(),
         setup.plugins.display(),
         setup.plugin,
+        setup.token.module().display(),
         setup.token.pin_file().display(),
     )
 }
