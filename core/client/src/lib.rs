@@ -9,6 +9,21 @@
 //! can present a certificate whose private key it has never seen. [`client_config`] reads the identity that the client
 //! shows to the key server.
 //!
+//! ```no_run
+//! use std::path::Path;
+//! use std::sync::Arc;
+//!
+//! use keystead_client::{Client, client_config};
+//! use keystead_protocol::{Opcode, Ski};
+//!
+//! # async fn example(ski: Ski, digest: [u8; 32]) -> Result<(), Box<dyn std::error::Error>> {
+//! let tls = client_config(Path::new("ca.pem"), Path::new("edge.pem"), Path::new("edge-key.pem"))?;
+//! let addresses = ["keys-1.example.net:2407", "keys-2.example.net:2407"];
+//! let client = Client::builder(addresses, "keys.example.net".try_into()?, Arc::new(tls)).build()?;
+//! let signature = client.sign(ski, Opcode::ECDSA_SIGN_SHA256, &digest).await?;
+//! # Ok(()) }
+//! ```
+//!
 //! All I/O happens on a thread that the client owns: it may be used from any runtime, and from none. Why that is so is
 //! told at [`RemoteKey`].
 

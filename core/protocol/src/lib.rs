@@ -8,6 +8,21 @@
 //! bytes -> Frame::split -> Request::decode -> ... -> Response::encode -> bytes
 //! ```
 //!
+//! ```
+//! use keystead_protocol::{Frame, Opcode, Request, Response};
+//!
+//! let mut sent = Vec::new();
+//! Request { opcode: Opcode::PING, payload: b"hello", ..Request::default() }.encode(7, &mut sent)?;
+//!
+//! let (frame, rest) = Frame::split(&sent).ok_or("incomplete")?;
+//! let request = Request::decode(frame.body)?;
+//! assert_eq!((request.opcode, request.payload, rest.len()), (Opcode::PING, &b"hello"[..], 0));
+//!
+//! let mut answered = Vec::new();
+//! Response::Pong(request.payload).encode(frame.header.id, &mut answered)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! This crate does no I/O and allocates nothing while decoding: what it returns borrows from the input. It knows the
 //! numbers of the protocol ([`Tag`], [`Opcode`], [`ErrorCode`]) and keeps those it doesn't know; what to do about a
 //! version, an unknown opcode or a missing key is for its callers to decide.
