@@ -62,11 +62,14 @@ pub(crate) fn find(session: &Session, object: &ObjectSelector) -> Result<Found, 
 /// Those of the token, and [`Code::Unsupported`] for a key that wants a PIN before each use.
 pub(crate) fn allowed(session: &Session, key: ObjectHandle) -> Result<Allowed, Problem> {
     let flag = |attribute| match get(session, key, attribute)? {
-        Some(Attribute::Sign(flag) | Attribute::Decrypt(flag) | Attribute::AlwaysAuthenticate(flag)) => Ok(Some(flag)),
+        Some(Attribute::Sign(flag) | Attribute::Decrypt(flag) | Attribute::AlwaysAuthenticate(flag)) => {
+            Ok(Some(flag))
+        }
         _ => Ok::<_, Error>(None),
     };
     if flag(AttributeType::AlwaysAuthenticate)? == Some(true) {
-        let error = Error::new(Code::Unsupported, "the key wants a PIN before each use (CKA_ALWAYS_AUTHENTICATE)");
+        let error =
+            Error::new(Code::Unsupported, "the key wants a PIN before each use (CKA_ALWAYS_AUTHENTICATE)");
         return Err(Problem::new(error).hint("use a key that was made without that attribute"));
     }
     let sign = flag(AttributeType::Sign)? != Some(false);
@@ -117,7 +120,12 @@ impl Public {
             }
             EC => KeyKind::Ec { order: Curve::of(parsed.algorithm.parameters_oid().ok())?.order },
             ED25519 => KeyKind::Ed25519,
-            oid => return Err(Error::new(Code::Unsupported, format!("keys of algorithm {oid} are not supported"))),
+            oid => {
+                return Err(Error::new(
+                    Code::Unsupported,
+                    format!("keys of algorithm {oid} are not supported"),
+                ));
+            }
         };
         Ok(Self { spki, kind })
     }
@@ -226,7 +234,9 @@ fn raw_point(point: &[u8], len: usize) -> Option<&[u8]> {
 
 fn spki_der(oid: ObjectIdentifier, parameters: Option<AnyRef<'_>>, key: &[u8]) -> Option<Vec<u8>> {
     let algorithm = AlgorithmIdentifierRef { oid, parameters };
-    SubjectPublicKeyInfoRef { algorithm, subject_public_key: BitStringRef::from_bytes(key).ok()? }.to_der().ok()
+    SubjectPublicKeyInfoRef { algorithm, subject_public_key: BitStringRef::from_bytes(key).ok()? }
+        .to_der()
+        .ok()
 }
 
 fn public_half(session: &Session, private: ObjectHandle) -> Result<Public, Problem> {
@@ -251,7 +261,8 @@ fn public_half(session: &Session, private: ObjectHandle) -> Result<Public, Probl
         }
     }
     let error = Error::new(Code::NotFound, "the key's public half is not on the token");
-    Err(Problem::new(error).hint("store the public key or the certificate there, with the same CKA_ID as the key"))
+    Err(Problem::new(error)
+        .hint("store the public key or the certificate there, with the same CKA_ID as the key"))
 }
 
 /// The public key that an object of any class tells.
@@ -282,7 +293,11 @@ fn get_class(session: &Session, object: ObjectHandle) -> Result<Option<ObjectCla
     }
 }
 
-fn search(session: &Session, class: ObjectClass, object: &ObjectSelector) -> Result<Vec<ObjectHandle>, Error> {
+fn search(
+    session: &Session,
+    class: ObjectClass,
+    object: &ObjectSelector,
+) -> Result<Vec<ObjectHandle>, Error> {
     // Nothing but class, label and id: modules differ in what they make of CKA_TOKEN, CKA_PRIVATE and CKA_SIGN.
     let mut template = vec![Attribute::Class(class)];
     template.extend(object.label.clone().map(Attribute::Label));
@@ -291,7 +306,11 @@ fn search(session: &Session, class: ObjectClass, object: &ObjectSelector) -> Res
 }
 
 /// An attribute's bytes; `None` where it is absent or empty.
-fn bytes(session: &Session, object: ObjectHandle, attribute: AttributeType) -> Result<Option<Vec<u8>>, Error> {
+fn bytes(
+    session: &Session,
+    object: ObjectHandle,
+    attribute: AttributeType,
+) -> Result<Option<Vec<u8>>, Error> {
     let value = match get(session, object, attribute)? {
         Some(
             Attribute::EcParams(value)
@@ -311,7 +330,11 @@ fn bytes(session: &Session, object: ObjectHandle, attribute: AttributeType) -> R
 /// An attribute; `None` where it is absent or holds something that isn't known.
 ///
 /// One at a time: a module that stumbles over one attribute so hides no other.
-fn get(session: &Session, object: ObjectHandle, attribute: AttributeType) -> Result<Option<Attribute>, Error> {
+fn get(
+    session: &Session,
+    object: ObjectHandle,
+    attribute: AttributeType,
+) -> Result<Option<Attribute>, Error> {
     match session.get_attributes(object, &[attribute]) {
         Ok(attributes) => Ok(attributes.into_iter().next()),
         Err(failure @ Failure::Pkcs11(..)) => Err(ckr::error(&format!("reading {attribute}"), &failure)),
@@ -323,7 +346,8 @@ fn not_found(session: &Session) -> Problem {
     let problem = Problem::new(Error::new(Code::NotFound, "no such private key on the token"));
     let all = search(session, ObjectClass::PRIVATE_KEY, &ObjectSelector::default()).unwrap_or_default();
     if all.is_empty() {
-        return problem.hint("the token shows no private key at all; most show them only after a login with a PIN");
+        return problem
+            .hint("the token shows no private key at all; most show them only after a login with a PIN");
     }
     problem.hint(format!("it has {}", names(session, &all)))
 }
@@ -342,6 +366,7 @@ fn names(session: &Session, handles: &[ObjectHandle]) -> String {
         id.map_or_else(|| format!("`{label}`"), |id| format!("`{label}` (id {})", hex(&id)))
     };
     let mut names: Vec<String> = handles.iter().take(MOST).map(name).collect();
+    names.sort();
     if handles.len() > MOST {
         names.push(format!("{} more", handles.len() - MOST));
     }

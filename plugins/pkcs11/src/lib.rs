@@ -27,8 +27,8 @@ use std::{
 
 use cryptoki::object::ObjectHandle;
 use keystead_plugin_api::{
-    Algorithm, Backend, Call, CallClass, Code, Description, Error, Finding, Health, Host, Isolation, Listing, Output,
-    Severity,
+    Algorithm, Backend, Call, CallClass, Code, Description, Error, Finding, Health, Host, Isolation, Listing,
+    Output, Severity,
 };
 use zeroize::Zeroizing;
 
@@ -84,14 +84,7 @@ impl Backend for Pkcs11 {
 
     fn open(host: Host) -> Result<Self, Error> {
         let Opened { tokens, entries, findings } = store::open(host)?;
-        Ok(Self {
-            host,
-            tokens,
-            entries,
-            findings,
-            keys: RwLock::default(),
-            unsettled: AtomicU64::new(0),
-        })
+        Ok(Self { host, tokens, entries, findings, keys: RwLock::default(), unsettled: AtomicU64::new(0) })
     }
 
     fn keys(&self, call: &Call<'_>) -> Result<Listing, Error> {
@@ -99,13 +92,13 @@ impl Backend for Pkcs11 {
         let before = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut now: HashMap<KeyId, Arc<Key>> = HashMap::new();
         for entry in &self.entries {
-            let key = match self.look_up(call, entry, &before, &mut listing) {
-                Some(key) => key,
-                None => continue,
-            };
+            let Some(key) = self.look_up(call, entry, &before, &mut listing) else { continue };
             if let Some(first) = now.get(&key.id) {
-                let error = Error::invalid(format!("is the same key as {}, which serves it", first.entry.subject));
-                listing.findings.push(Problem::new(error).hint("remove one of the two").warning(&entry.subject));
+                let error =
+                    Error::invalid(format!("is the same key as {}, which serves it", first.entry.subject));
+                listing
+                    .findings
+                    .push(Problem::new(error).hint("remove one of the two").warning(&entry.subject));
                 continue;
             }
             listing.keys.push(key.listed());
@@ -126,7 +119,8 @@ impl Backend for Pkcs11 {
     ) -> Result<(), Error> {
         let key = self.key(key, algorithm)?;
         let (mechanism, data) = key.kind.signing(algorithm, input)?;
-        let raw = self.operate(call, &key, "signing", |session, handle| session.sign(&mechanism, handle, &data))?;
+        let raw =
+            self.operate(call, &key, "signing", |session, handle| session.sign(&mechanism, handle, &data))?;
         out.write(&key.kind.signature(&raw)?)
     }
 
@@ -151,8 +145,9 @@ impl Backend for Pkcs11 {
         for failure in &failures {
             tracing::warn!("{failure}");
         }
+        let all = failures.len() == self.tokens.len();
         match failures.into_iter().next() {
-            Some(failure) if self.tokens.iter().all(|token| token.check().is_err()) => Err(failure),
+            Some(failure) if all => Err(failure),
             _ => Ok(Health { generation: self.generation() }),
         }
     }
@@ -230,7 +225,7 @@ impl Pkcs11 {
         if let Some(&handle) = session.handles.get(&key.id) {
             return Ok(handle);
         }
-        let found = keys::find(&session.raw, &key.entry.object)?;
+        let found = key.entry.find(session)?;
         if found.public.id() != key.id {
             self.host.keys_changed();
             let message = format!("another key has taken the place of `{}` on the token", key.label);
@@ -249,7 +244,8 @@ impl Pkcs11 {
 
 fn bottleneck(token: &Arc<Token>) -> Option<Finding> {
     let lanes = token.bottleneck()?;
-    let message = format!("max-sessions lets only {lanes} lanes work at once; others had to wait");
+    let message =
+        format!("lanes had to wait for a session: max-sessions, or the token, allows {lanes} at once");
     let problem = Problem::new(Error::new(Code::Throttled, message));
     let hint = "raise max-sessions (one of them holds the login) or lower the store's limits.lanes";
     Some(problem.hint(hint).warning(&format!("token `{}`", token.label)))
@@ -268,7 +264,7 @@ impl Key {
     }
 
     fn read_in(session: &mut Session, entry: &Entry) -> Result<Self, Problem> {
-        let keys::Found { handle, public } = keys::find(&session.raw, &entry.object)?;
+        let keys::Found { handle, public } = entry.find(session)?;
         let allowed = keys::allowed(&session.raw, handle)?.and(entry.token.allowed);
         let algorithms = public.kind.algorithms(allowed);
         if algorithms.is_empty() {
@@ -302,9 +298,11 @@ impl Problem {
         self
     }
 
-    /// An entry that isn't served.
+    /// An entry that isn't served. A finding crosses the contract without the module's own code, so that code becomes
+    /// part of the text.
     fn finding(self, subject: &str) -> Finding {
-        Finding { severity: Severity::Error, subject: subject.to_owned(), error: self.error, hint: self.hint }
+        let error = Error::new(self.error.code, self.error.to_string());
+        Finding { severity: Severity::Error, subject: subject.to_owned(), error, hint: self.hint }
     }
 
     /// Something to know about an entry that is.

@@ -82,7 +82,8 @@ impl KeyKind {
     fn can(&self, algorithm: Algorithm, allowed: Allowed) -> bool {
         match (self, Padding::of(algorithm)) {
             (Self::Rsa { modulus }, Some(Padding::Pkcs1 { prefix })) => {
-                allowed.rsa_pkcs && modulus.len() >= prefix.len() + digest_len(algorithm) + 11 // RFC 8017, 9.2
+                // RFC 8017, 9.2: emLen >= tLen + 11.
+                allowed.rsa_pkcs && modulus.len() >= prefix.len() + digest_len(algorithm) + 11
             }
             (Self::Rsa { modulus }, Some(Padding::Pss(_))) => {
                 // RFC 8017, 9.1.1: emLen >= hLen + sLen + 2, where emLen may be a byte less than the modulus.
@@ -131,7 +132,9 @@ impl KeyKind {
     pub(crate) fn signature<'a>(&self, raw: &'a [u8]) -> Result<Cow<'a, [u8]>, Error> {
         match self {
             Self::Rsa { modulus } if raw.len() == modulus.len() => Ok(raw.into()),
-            Self::Ec { order } if raw.len() <= 2 * order => Ok(ecdsa_der(raw).ok_or_else(|| odd(raw))?.into()),
+            Self::Ec { order } if raw.len() <= 2 * order => {
+                Ok(ecdsa_der(raw).ok_or_else(|| odd(raw))?.into())
+            }
             Self::Ed25519 if raw.len() == 64 => Ok(raw.into()),
             _ => Err(odd(raw)),
         }
@@ -177,7 +180,7 @@ fn padded(number: &[u8], len: usize) -> Option<Vec<u8>> {
 
 /// r‖s, each half of the whole (PKCS#11 v3.1 section 2.3.1), as DER `ECDSA-Sig-Value` (RFC 3279 section 2.2.3).
 fn ecdsa_der(raw: &[u8]) -> Option<Vec<u8>> {
-    if raw.is_empty() || raw.len() % 2 != 0 {
+    if raw.is_empty() || !raw.len().is_multiple_of(2) {
         return None;
     }
     let (r, s) = raw.split_at(raw.len() / 2);
@@ -242,9 +245,11 @@ mod tests {
 
     #[test]
     fn offers_every_algorithm_of_the_family_where_all_is_allowed() {
-        for (kind, family) in
-            [(rsa(256), Family::Rsa), (KeyKind::Ec { order: 32 }, Family::Ecdsa), (KeyKind::Ed25519, Family::Ed25519)]
-        {
+        for (kind, family) in [
+            (rsa(256), Family::Rsa),
+            (KeyKind::Ec { order: 32 }, Family::Ecdsa),
+            (KeyKind::Ed25519, Family::Ed25519),
+        ] {
             assert_eq!(kind.algorithms(ALL), Algorithm::of(family).collect::<Vec<_>>());
         }
     }
@@ -253,9 +258,10 @@ mod tests {
     fn offers_only_what_token_and_key_allow() {
         let without_raw = ALL.and(Allowed { rsa_raw: false, ..ALL });
         assert!(!rsa(256).algorithms(without_raw).contains(&Algorithm::RsaRaw));
-        assert_eq!(rsa(256).algorithms(Allowed::ask(|mechanism, _| mechanism == MechanismType::RSA_X_509)), [
-            Algorithm::RsaRaw
-        ]);
+        assert_eq!(
+            rsa(256).algorithms(Allowed::ask(|mechanism, _| mechanism == MechanismType::RSA_X_509)),
+            [Algorithm::RsaRaw]
+        );
         assert!(KeyKind::Ed25519.algorithms(Allowed { eddsa: false, ..ALL }).is_empty());
     }
 

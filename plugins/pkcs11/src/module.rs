@@ -20,7 +20,7 @@ use keystead_plugin_api::{Code, Error};
 use crate::{Problem, ckr};
 
 /// Where `module-name` is looked up: the folders of p11-kit, and where Debian and Fedora put the libraries.
-const FOLDERS: [&str; 10] = [
+const FOLDERS: [&str; 11] = [
     "/usr/lib/x86_64-linux-gnu/pkcs11",
     "/usr/lib/aarch64-linux-gnu/pkcs11",
     "/usr/lib64/pkcs11",
@@ -29,6 +29,7 @@ const FOLDERS: [&str; 10] = [
     "/usr/lib/softhsm",
     "/usr/lib64/softhsm",
     "/usr/local/lib/softhsm",
+    "/usr/lib",
     "/usr/lib64",
     "/usr/local/lib",
 ];
@@ -49,13 +50,16 @@ pub(crate) struct Present {
 }
 
 impl Module {
-    /// The module of a library file; loads and initialises it where nobody has yet.
+    /// The module of a library file; loads and initialises it where nobody has yet. A bare file name is looked for in
+    /// the usual folders.
     ///
     /// # Errors
     ///
     /// Where the file is missing or isn't a PKCS#11 library, and where C_Initialize fails.
     pub(crate) fn at(path: &Path) -> Result<&'static Self, Problem> {
-        let path = path.canonicalize().map_err(|error| {
+        let bare = path.parent().is_some_and(|folder| folder.as_os_str().is_empty());
+        let found = bare.then(|| find([path])).flatten();
+        let path = found.as_deref().unwrap_or(path).canonicalize().map_err(|error| {
             Problem::new(Error::invalid(format!("module `{}` can't be opened: {error}", path.display())))
                 .hint("give the full path of the vendor's PKCS#11 library as module-path")
         })?;
@@ -74,7 +78,8 @@ impl Module {
     /// Where none of the usual folders has it.
     pub(crate) fn path_of(name: &str) -> Result<PathBuf, Problem> {
         let files = [format!("lib{name}.so"), format!("{name}.so")];
-        let mut paths = FOLDERS.iter().flat_map(|folder| files.iter().map(|file| Path::new(folder).join(file)));
+        let mut paths =
+            FOLDERS.iter().flat_map(|folder| files.iter().map(|file| Path::new(folder).join(file)));
         paths.find(|path| path.is_file()).ok_or_else(|| {
             Problem::new(Error::invalid(format!("no module named `{name}` in {}", FOLDERS.join(", "))))
                 .hint("give the full path of the library as module-path")
@@ -93,8 +98,8 @@ impl Module {
             Err(failure) => {
                 let error = ckr::error(&format!("module `{}`", path.display()), &failure);
                 return Err(Problem::new(error).hint(
-                    "check the vendor's configuration file and environment variables, that its daemon runs, and that \
-                     the server's user may use both",
+                    "check the vendor's configuration file and environment variables, that its daemon \
+                     runs, and that the server's user may use both",
                 ));
             }
         }
@@ -157,6 +162,12 @@ impl Place {
     }
 }
 
+/// The first of the usual folders' files that has one of these names.
+fn find<const N: usize>(names: [&Path; N]) -> Option<PathBuf> {
+    let mut paths = FOLDERS.iter().flat_map(|folder| names.map(|name| Path::new(folder).join(name)));
+    paths.find(|path| path.is_file())
+}
+
 fn not_loaded(path: &Path, failure: &Failure) -> Error {
     let path = path.display();
     match failure {
@@ -193,12 +204,16 @@ mod tests {
 
     #[test]
     fn tells_a_library_without_pkcs11_from_a_module() {
-        let libm = ["/lib/x86_64-linux-gnu/libm.so.6", "/lib/aarch64-linux-gnu/libm.so.6", "/lib64/libm.so.6"]
-            .into_iter()
-            .find(|path| Path::new(path).exists())
-            .expect("a libm");
+        let libm =
+            ["/lib/x86_64-linux-gnu/libm.so.6", "/lib/aarch64-linux-gnu/libm.so.6", "/lib64/libm.so.6"]
+                .into_iter()
+                .find(|path| Path::new(path).exists())
+                .expect("a libm");
         let problem = refused(Path::new(libm));
-        assert!(problem.error.message.ends_with("is not a PKCS#11 module: it has no C_GetFunctionList"), "{problem:?}");
+        assert!(
+            problem.error.message.ends_with("is not a PKCS#11 module: it has no C_GetFunctionList"),
+            "{problem:?}"
+        );
     }
 
     #[test]

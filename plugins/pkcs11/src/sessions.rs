@@ -62,16 +62,17 @@ impl Pool {
             session => session?,
         };
         let done = work(&mut session);
-        if done.as_ref().err().is_none_or(ckr::spares_session) {
-            self.idle().push(session);
+        match done.as_ref().err().is_none_or(ckr::spares_session) {
+            true => self.idle().push(session),
+            false => drop(session),
         }
-        drop(pass); // after the session is back, so that whoever is next finds it
+        drop(pass); // only now, so that whoever is next finds the session, or room for a new one
         done
     }
 
-    /// Whether a lane ever had to wait for another's session.
-    pub(crate) fn is_bottleneck(&self) -> bool {
-        self.gate.crowded.load(Ordering::Relaxed)
+    /// How many lanes may work at once, where some had to wait for that reason.
+    pub(crate) fn bottleneck(&self) -> Option<u32> {
+        self.gate.crowded.load(Ordering::Relaxed).then(|| self.gate.line().limit)
     }
 
     /// Closes the sessions that nobody works with.
@@ -173,7 +174,10 @@ impl Pass<'_> {
         line.inside -= 1;
         line.limit = line.inside;
         self.gate = None;
-        tracing::warn!(sessions = line.limit, "the token opens no further session; lanes share those there are");
+        tracing::warn!(
+            sessions = line.limit,
+            "the token opens no further session; lanes share those there are"
+        );
         true
     }
 }

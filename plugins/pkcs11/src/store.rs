@@ -13,7 +13,9 @@ use zeroize::Zeroizing;
 
 use crate::{
     Problem,
+    keys::{self, Found},
     module::{Module, Present},
+    sessions::Session,
     token::{self, Pin, Settings, Token},
     uri::{Dialect, ObjectSelector, PinSource, Uri},
 };
@@ -41,7 +43,7 @@ pub(crate) const SCHEMA: &str = r#"{
       "type": "string"
     },
     "max_sessions": {
-      "description": "most sessions on one token, where no URI of it says max-sessions; one of them holds the login",
+      "description": "most sessions on one token, where no URI of it says max-sessions; one holds the login",
       "type": "integer",
       "minimum": 2
     }
@@ -64,6 +66,23 @@ pub(crate) struct Entry {
     pub(crate) object: ObjectSelector,
 }
 
+impl Entry {
+    /// Finds the entry's key.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`keys::find`]; without a login a missing key may be there all the same, which is another error.
+    pub(crate) fn find(&self, session: &Session) -> Result<Found, Problem> {
+        keys::find(&session.raw, &self.object).map_err(|problem| {
+            if problem.error.code != Code::NotFound || !self.token.has_lost_login(session) {
+                return problem;
+            }
+            let message = format!("the login on token `{}` was lost", self.token.label);
+            Problem::new(Error::new(Code::Unavailable, message)).hint("the next health check logs in again")
+        })
+    }
+}
+
 /// Opens every token that the configuration of `host` means.
 ///
 /// # Errors
@@ -71,11 +90,9 @@ pub(crate) struct Entry {
 /// Those of the configuration as a whole; and where no token at all could be opened, what befell the first entry.
 pub(crate) fn open(host: Host) -> Result<Opened, Error> {
     let config: Config = host.config()?;
-    let mut opening = Opening { host, config: &config, secret: None, findings: Vec::new() };
-    let wanted = opening.wanted();
-    let groups = group(wanted);
+    let mut opening = Opening { host, config: &config, secret: None, findings: Vec::new(), first: None };
     let (mut tokens, mut entries) = (Vec::new(), Vec::new());
-    for group in groups {
+    for group in group(opening.wanted()) {
         let Some(token) = opening.open(&group) else { continue };
         let token = Arc::new(token);
         entries.extend(group.members.into_iter().map(|member| Entry {
@@ -106,7 +123,8 @@ struct Uris(Vec<Zeroizing<String>>);
 
 impl<'de> Deserialize<'de> for Uris {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_seq(ListOfUris)
+        // Not `deserialize_seq`: by that, serde_json would refuse, and quote, a text without asking the visitor.
+        deserializer.deserialize_any(ListOfUris)
     }
 }
 
@@ -171,6 +189,8 @@ struct Opening<'a> {
     /// The secret `pin`, once it was asked for.
     secret: Option<Result<Option<Pin>, Error>>,
     findings: Vec<Finding>,
+    /// The first entry that can't be served, and why.
+    first: Option<(String, Problem)>,
 }
 
 impl Opening<'_> {
@@ -186,8 +206,7 @@ impl Opening<'_> {
         let uri = match Uri::parse(text, dialect) {
             Ok(uri) => uri,
             Err(invalid) => {
-                let problem = Problem::new(Error::invalid(invalid.to_string()));
-                self.findings.push(problem.finding(&format!("uri {number}")));
+                self.fail(&format!("uri {number}"), Problem::new(Error::invalid(invalid.to_string())));
                 return None;
             }
         };
@@ -198,7 +217,7 @@ impl Opening<'_> {
         match self.locate(&uri, slots) {
             Ok((module, present)) => Some(Wanted { subject, uri, module, present }),
             Err(problem) => {
-                self.findings.push(problem.finding(&subject));
+                self.fail(&subject, problem);
                 None
             }
         }
@@ -221,12 +240,12 @@ impl Opening<'_> {
     }
 
     fn open(&mut self, group: &Group) -> Option<Token> {
-        let opened = self.settings(group).and_then(|settings| Token::open(group.module, &group.present, settings));
+        let opened =
+            self.settings(group).and_then(|settings| Token::open(group.module, &group.present, settings));
         match opened {
             Ok(token) => Some(token),
             Err(problem) => {
-                let findings = group.members.iter().map(|member| problem.clone().finding(&member.subject));
-                self.findings.extend(findings);
+                group.members.iter().for_each(|member| self.fail(&member.subject, problem.clone()));
                 None
             }
         }
@@ -252,7 +271,8 @@ impl Opening<'_> {
                 None => given = Some((pin, subject)),
                 Some((first, _)) if *first == pin => {}
                 Some((_, owner)) => {
-                    let message = format!("has another PIN for the same token than {owner}, whose PIN is used");
+                    let message =
+                        format!("has another PIN for the same token than {owner}, whose PIN is used");
                     let problem = Problem::new(Error::invalid(message)).hint("give one PIN for each token");
                     self.findings.push(problem.warning(subject));
                 }
@@ -264,16 +284,22 @@ impl Opening<'_> {
         }
     }
 
+    /// Notes that an entry can't be served.
+    fn fail(&mut self, subject: &str, problem: Problem) {
+        self.first.get_or_insert_with(|| (subject.to_owned(), problem.clone()));
+        self.findings.push(problem.finding(subject));
+    }
+
     /// What to say where nothing could be opened: one line, about the first entry.
     fn failure(self) -> Error {
-        let errors = self.findings.iter().filter(|finding| finding.severity == keystead_plugin_api::Severity::Error);
-        let more = errors.clone().count().saturating_sub(1);
-        let Some(Finding { subject, error, hint, .. }) = errors.clone().next() else {
+        let Some((subject, Problem { mut error, hint })) = self.first else {
             return Error::invalid("config: `uris` is empty; give at least one PKCS#11 URI");
         };
-        let hint = if hint.is_empty() { String::new() } else { format!("; {hint}") };
-        let more = if more == 0 { String::new() } else { format!(" (and {more} more)") };
-        let mut error = error.clone();
+        let more = match self.config.uris.0.len() {
+            1 => String::new(),
+            all => format!(" (and {} more)", all - 1),
+        };
+        let hint = if hint.is_empty() { hint } else { format!("; {hint}") };
         error.message = format!("{subject}{more}: {}{hint}", error.message);
         error
     }
@@ -284,7 +310,10 @@ impl Opening<'_> {
 struct Slots(Vec<(&'static Module, Vec<Present>, Option<cryptoki::context::Info>)>);
 
 impl Slots {
-    fn of(&mut self, module: &'static Module) -> Result<(&[Present], Option<&cryptoki::context::Info>), Error> {
+    fn of(
+        &mut self,
+        module: &'static Module,
+    ) -> Result<(&[Present], Option<&cryptoki::context::Info>), Error> {
         let at = match self.0.iter().position(|(known, ..)| known.path() == module.path()) {
             Some(at) => at,
             None => {

@@ -1,11 +1,14 @@
 //! One token: how it is chosen, its one login, and its sessions.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
 
 use cryptoki::{
     context::Info,
     error::{Error as Failure, RvError},
-    session::{SessionState, UserType},
+    session::{SessionInfo, SessionState, UserType},
     slot::{Limit, Slot},
     types::RawAuthPin,
 };
@@ -38,7 +41,6 @@ pub(crate) struct Token {
     pub(crate) allowed: Allowed,
     anchor: Mutex<Option<Session>>,
     pool: Pool,
-    limit: Option<u32>,
 }
 
 /// What a store says of a token.
@@ -80,8 +82,10 @@ pub(crate) fn choose<'a>(
 }
 
 fn names<'a>(present: impl Iterator<Item = &'a Present>) -> String {
-    let name = |token: &Present| format!("`{}` (serial {})", token.token.label(), token.token.serial_number());
-    let names: Vec<String> = present.map(name).collect();
+    let name =
+        |token: &Present| format!("`{}` (serial {})", token.token.label(), token.token.serial_number());
+    let mut names: Vec<String> = present.map(name).collect();
+    names.sort();
     if names.is_empty() { "no token".to_owned() } else { names.join(", ") }
 }
 
@@ -108,7 +112,8 @@ impl Present {
             Limit::Max(most) => Some(u32::try_from(most).unwrap_or(u32::MAX)),
             Limit::Unavailable | Limit::Infinite => None,
         };
-        let (all, writing) = (limit(self.token.max_session_count()), limit(self.token.max_rw_session_count()));
+        let (all, writing) =
+            (limit(self.token.max_session_count()), limit(self.token.max_rw_session_count()));
         [all, writing].into_iter().flatten().min()
     }
 }
@@ -119,10 +124,13 @@ impl Token {
     /// # Errors
     ///
     /// [`Code::Credentials`] where the PIN is refused, now or before.
-    pub(crate) fn open(module: &'static Module, present: &Present, settings: Settings) -> Result<Self, Problem> {
+    pub(crate) fn open(
+        module: &'static Module,
+        present: &Present,
+        settings: Settings,
+    ) -> Result<Self, Problem> {
         // As with gokeyless, one of the sessions is the anchor, and less than two make no sense.
         let limit = [settings.max_sessions, present.session_limit()].into_iter().flatten().min();
-        let lanes = limit.map(|limit| limit.max(2) - 1);
         let info = &present.token;
         let token = Self {
             module,
@@ -133,8 +141,7 @@ impl Token {
             credentials: settings.credentials,
             allowed: mechanisms(module, present.slot),
             anchor: Mutex::new(None),
-            pool: Pool::new(lanes),
-            limit: lanes,
+            pool: Pool::new(limit.map(|limit| limit.max(2) - 1)),
         };
         let anchor = token.open_anchor()?;
         *token.anchor.lock().unwrap_or_else(PoisonError::into_inner) = Some(anchor);
@@ -165,17 +172,20 @@ impl Token {
     /// Where it doesn't.
     pub(crate) fn check(&self) -> Result<(), Error> {
         self.with_anchor(|anchor| {
-            let info = anchor.raw.get_session_info().map_err(|failure| self.error("health check", &failure))?;
-            match info.session_state() {
-                SessionState::RoPublic | SessionState::RwPublic => self.login(anchor).map_err(Error::from),
-                _ => Ok(()),
-            }
+            let info =
+                anchor.raw.get_session_info().map_err(|failure| self.error("health check", &failure))?;
+            if is_public(info) { self.login(anchor).map_err(Error::from) } else { Ok(()) }
         })
     }
 
-    /// How many lanes may work at once, where some had to wait for others for that reason.
+    /// Whether the login was lost: then private keys can't be seen, and seem to be gone.
+    pub(crate) fn has_lost_login(&self, session: &Session) -> bool {
+        self.pin.is_some() && session.raw.get_session_info().is_ok_and(is_public)
+    }
+
+    /// How many lanes may work at once, where some had to wait for that reason.
     pub(crate) fn bottleneck(&self) -> Option<u32> {
-        self.limit.filter(|_| self.pool.is_bottleneck())
+        self.pool.bottleneck()
     }
 
     /// Closes the sessions that nobody works with. There is no C_Logout: it would log every store out.
@@ -191,7 +201,9 @@ impl Token {
         if anchor.is_none() {
             *anchor = Some(self.open_anchor()?);
         }
-        let Some(session) = anchor.as_mut() else { return Err(Error::new(Code::Internal, "no anchor session")) };
+        let Some(session) = anchor.as_mut() else {
+            return Err(Error::new(Code::Internal, "no anchor session"));
+        };
         let done = work(session);
         if !done.as_ref().err().is_none_or(ckr::spares_session) {
             *anchor = None;
@@ -215,14 +227,15 @@ impl Token {
             opened => opened,
         };
         let raw = raw.map_err(|failure| self.error("opening a session", &failure))?;
-        Ok(Session { raw, handles: std::collections::HashMap::new() })
+        Ok(Session { raw, handles: HashMap::new() })
     }
 
     fn login(&self, session: &Session) -> Result<(), Problem> {
         let Some(pin) = &self.pin else { return Ok(()) };
         let _turn = self.module.login_turn();
         if self.credentials.is_some_and(|memory| memory.refused(&self.identity, pin)) {
-            let message = format!("token `{}` has refused this PIN before; it was not tried again", self.label);
+            let message =
+                format!("token `{}` has refused this PIN before; it was not tried again", self.label);
             return Err(Problem::new(Error::new(Code::Credentials, message)).hint(CORRECT_THE_PIN));
         }
         match session.raw.login_with_raw(UserType::User, &RawAuthPin::new(Box::new(pin.to_vec()))) {
@@ -247,7 +260,13 @@ impl Token {
     }
 }
 
-const CORRECT_THE_PIN: &str = "correct the PIN before anything tries again: tokens lock after a few wrong ones";
+/// Whether nobody is logged in.
+fn is_public(info: SessionInfo) -> bool {
+    matches!(info.session_state(), SessionState::RoPublic | SessionState::RwPublic)
+}
+
+const CORRECT_THE_PIN: &str =
+    "correct the PIN before anything tries again: tokens lock after a few wrong ones";
 
 /// What a token's mechanisms allow; one that won't say more than that it has a mechanism is believed.
 fn mechanisms(module: &Module, slot: Slot) -> Allowed {

@@ -200,14 +200,11 @@ impl Reader {
             return Err(Invalid { position: 1, what: "a PKCS#11 URI starts with `pkcs11:`" });
         }
         let rest = text.get(SCHEME.len()..).unwrap_or_default();
-        let (path, query) = rest.split_once('?').map_or((rest, None), |(path, query)| (path, Some(query)));
+        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
         let start = SCHEME.len() + 1;
         self.each(path, start, ';', is_path_char, Self::path)?;
-        match query {
-            Some(query) => self.each(self.cut(query), start + path.len() + 1, '&', is_query_char, Self::query)?,
-            None => {}
-        }
-        self.warn_of_cut(query.unwrap_or_default());
+        self.each(self.cut(query), start + path.len() + 1, '&', is_query_char, Self::query)?;
+        self.warn_of_cut(query);
         Ok(())
     }
 
@@ -289,8 +286,8 @@ impl Reader {
             name => match Selector::from_name(name) {
                 Some(selector) => self.selector(attribute, selector),
                 None => Err(attribute.refuse(
-                    "no such attribute; before the `?` there are token, manufacturer, serial, model, object, id, \
-                     type, slot-id, slot-manufacturer, slot-description, library-manufacturer, \
+                    "no such attribute; before the `?` there are token, manufacturer, serial, model, object, \
+                     id, type, slot-id, slot-manufacturer, slot-description, library-manufacturer, \
                      library-description and library-version",
                 )),
             },
@@ -326,7 +323,10 @@ impl Reader {
             _ => {
                 // RFC 7512 section 2.3 leaves such names to vendors. Not named here: after a PIN with an `&` in it,
                 // the "name" is a piece of that PIN.
-                self.warn("an unknown attribute behind the `?` is ignored; if it is part of a PIN, write `&` as %26");
+                self.warn(
+                    "an unknown attribute behind the `?` is ignored; \
+                     if it is part of a PIN, write `&` as %26",
+                );
                 Ok(())
             }
         }
@@ -356,7 +356,8 @@ impl Reader {
                 Ok(())
             }
             ("public" | "cert" | "secret-key" | "data", _) => {
-                Err(attribute.refuse_value("only private keys can serve; leave `type` out or write type=private"))
+                Err(attribute
+                    .refuse_value("only private keys can serve; leave `type` out or write type=private"))
             }
             _ => Err(attribute.refuse_value("expected public, private, cert, secret-key or data")),
         }
@@ -367,7 +368,9 @@ impl Reader {
         let path = text.strip_prefix("file:").unwrap_or(&text);
         let path = path.strip_prefix("//localhost").or_else(|| path.strip_prefix("//")).unwrap_or(path);
         if text.starts_with('|') {
-            return Err(attribute.refuse_value("a pin-source that is a command is not supported; name a file"));
+            return Err(
+                attribute.refuse_value("a pin-source that is a command is not supported; name a file")
+            );
         }
         if !path.starts_with('/') {
             return Err(attribute.refuse_value("a pin-source is a full path or a file: URI"));
@@ -378,7 +381,8 @@ impl Reader {
     /// RFC 7512 section 2.4 refuses a URI with both sources; gokeyless knows `pin-value` only.
     fn pin(&mut self, attribute: &Attribute<'_>, pin: PinSource) -> Result<(), Invalid> {
         match (&self.uri.pin, &pin) {
-            (Some(PinSource::Value(_)), PinSource::File(_)) | (Some(PinSource::File(_)), PinSource::Value(_)) => {
+            (Some(PinSource::Value(_)), PinSource::File(_))
+            | (Some(PinSource::File(_)), PinSource::Value(_)) => {
                 if self.dialect == Dialect::Strict {
                     return Err(attribute.refuse("pin-value and pin-source exclude each other"));
                 }
@@ -431,7 +435,9 @@ impl Reader {
                     high.zip(low).map(|(high, low)| high << 4 | low).ok_or(Invalid { position, what })?
                 }
                 b'+' if self.dialect == Dialect::Legacy => {
-                    self.warn("`+` is read as a blank, as gokeyless does; write %20 for a blank and %2B for a plus");
+                    self.warn(
+                        "`+` is read as a blank, as gokeyless does; write %20 for a blank and %2B for a plus",
+                    );
                     b' '
                 }
                 byte => byte,
@@ -509,8 +515,9 @@ mod tests {
     fn reads_every_attribute() {
         let uri = strict(
             "pkcs11:token=My%20token;manufacturer=M;serial=0a;model=X;library-manufacturer=L;\
-             library-description=D;library-version=2;object=k%2Fey;id=%a0%00;type=private;slot-manufacturer=S;\
-             slot-description=SD;slot-id=007?module-path=/lib/m.so&module-name=m&pin-value=12%2634&max-sessions=4",
+             library-description=D;library-version=2;object=k%2Fey;id=%a0%00;type=private;\
+             slot-manufacturer=S;slot-description=SD;slot-id=007\
+             ?module-path=/lib/m.so&module-name=m&pin-value=12%2634&max-sessions=4",
         )
         .unwrap();
         let wanted = [
@@ -647,7 +654,8 @@ mod tests {
 
     #[test]
     fn legacy_reads_what_gokeyless_reads() {
-        let uri = legacy("pkcs11:token=a;token=b;type=cert?pin-value=1&pin-source=/x&pin-value=2?junk").unwrap();
+        let uri =
+            legacy("pkcs11:token=a;token=b;type=cert?pin-value=1&pin-source=/x&pin-value=2?junk").unwrap();
         assert_eq!(uri.token.get(&Selector::Token).unwrap(), "b");
         assert_eq!(pin(&uri), b"2");
         assert_eq!(uri.warnings.len(), 4, "{:?}", uri.warnings);
@@ -658,7 +666,9 @@ mod tests {
 
     #[test]
     fn shows_itself_as_a_uri_again() {
-        let shown = strict("pkcs11:id=%01%ff;token=My%20token;object=a?pin-value=1&module-path=/m").unwrap().to_string();
+        let shown = strict("pkcs11:id=%01%ff;token=My%20token;object=a?pin-value=1&module-path=/m")
+            .unwrap()
+            .to_string();
         assert_eq!(shown, "pkcs11:token=My%20token;object=a;id=%01%FF");
     }
 }

@@ -1,0 +1,194 @@
+//! A workbench: a throw-away SoftHSM2 token in a process of its own.
+//!
+//! SoftHSM2 reads `SOFTHSM2_CONF` from the environment of the process that loads it. So each test runs twice: the test
+//! as the harness calls it makes a folder and runs itself again in a child process with that environment, and the child
+//! does what the test says.
+
+use std::{
+    env,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use keystead_plugin_api::{
+    Algorithm, Finding, Key, Listing, Severity,
+    abi::BackendTable,
+    conformance::{Session, Subject},
+    kit,
+};
+use keystead_plugin_pkcs11::Pkcs11;
+use serde_json::json;
+
+/// The table of the plugin, as the server sees it.
+pub(crate) static TABLE: BackendTable = kit::table::<Pkcs11>();
+
+/// The user PIN of every token made here.
+pub(crate) const PIN: &str = "4711-user-pin";
+
+/// Where the child finds its folder.
+const FOLDER: &str = "KEYSTEAD_TEST_FOLDER";
+
+/// Defines a test that gets a [`Bench`].
+macro_rules! on_softhsm {
+    ($name:ident, $test:expr) => {
+        #[test]
+        fn $name() {
+            $crate::bench::run(stringify!($name), $test);
+        }
+    };
+}
+pub(crate) use on_softhsm;
+
+/// Runs a test in a child process on a fresh folder, or, in that process, for real.
+pub(crate) fn run(name: &str, test: fn(&Bench)) {
+    match env::var_os(FOLDER) {
+        Some(folder) => test(&Bench { folder: folder.into() }),
+        None => run_in_child(name),
+    }
+}
+
+fn run_in_child(name: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = folder.path().join("tokens");
+    fs::create_dir(&tokens).unwrap();
+    let config = folder.path().join("softhsm2.conf");
+    fs::write(&config, format!("directories.tokendir = {}\nlog.level = ERROR\n", tokens.display())).unwrap();
+    let output = Command::new(env::current_exe().unwrap())
+        .args([name, "--exact", "--nocapture"])
+        .env("SOFTHSM2_CONF", config)
+        .env("PKCS11SPY", softhsm())
+        .env("PKCS11SPY_OUTPUT", folder.path().join("spy"))
+        .env(FOLDER, folder.path())
+        .output()
+        .unwrap();
+    let said = said(&output);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+/// A folder for tokens, and what it takes to fill them.
+pub(crate) struct Bench {
+    folder: PathBuf,
+}
+
+impl Bench {
+    /// Makes a token with [`PIN`].
+    pub(crate) fn token(&self, label: &str) {
+        let so_pin = "4711-so-pin";
+        command("softhsm2-util")
+            .args(["--init-token", "--free", "--label", label, "--pin", PIN, "--so-pin", so_pin])
+            .succeed();
+    }
+
+    /// Generates a key pair in a token; it can't leave it.
+    pub(crate) fn generate(&self, token: &str, key_type: &str, label: &str, id: &str) {
+        let access = ["--sensitive", "--label", label, "--id", id];
+        self.tool(token, &[&["--keypairgen", "--key-type", key_type], &access[..]].concat());
+    }
+
+    /// Runs `pkcs11-tool` with a login on a token, and answers what it prints.
+    pub(crate) fn tool(&self, token: &str, arguments: &[&str]) -> String {
+        let mut tool = command("pkcs11-tool");
+        tool.arg("--module").arg(softhsm()).args(["--token-label", token, "--login", "--pin", PIN]);
+        tool.args(arguments).succeed()
+    }
+
+    /// A file of the folder.
+    pub(crate) fn file(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.folder.join(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// How often a function was called through [`spy`].
+    pub(crate) fn calls(&self, function: &str) -> usize {
+        let log = fs::read_to_string(self.folder.join("spy")).unwrap_or_default();
+        log.lines().filter(|line| line.split_once(": ").is_some_and(|(_, called)| called == function)).count()
+    }
+}
+
+/// SoftHSM2's module.
+pub(crate) fn softhsm() -> PathBuf {
+    installed("softhsm2", &["/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/softhsm/libsofthsm2.so"])
+}
+
+/// OpenSC's module that logs each call and hands it on to SoftHSM2.
+pub(crate) fn spy() -> PathBuf {
+    installed("opensc", &["/usr/lib/x86_64-linux-gnu/pkcs11-spy.so", "/usr/lib64/pkcs11-spy.so"])
+}
+
+fn installed(package: &str, places: &[&str]) -> PathBuf {
+    let found = places.iter().map(Path::new).find(|path| path.exists());
+    found
+        .unwrap_or_else(|| panic!("these tests need the package {package}: none of {places:?} is there"))
+        .into()
+}
+
+fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env("LC_ALL", "C");
+    command
+}
+
+trait Succeed {
+    fn succeed(&mut self) -> String;
+}
+
+impl Succeed for Command {
+    fn succeed(&mut self) -> String {
+        let output = self
+            .output()
+            .unwrap_or_else(|error| panic!("these tests need {:?}: {error}", self.get_program()));
+        assert!(output.status.success(), "{self:?}: {}", said(&output));
+        said(&output)
+    }
+}
+
+fn said(output: &Output) -> String {
+    [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned()).concat()
+}
+
+/// A URI for SoftHSM2 with [`PIN`].
+pub(crate) fn uri(token: &str, key: &str) -> String {
+    uri_at(&softhsm(), token, key, PIN)
+}
+
+/// A URI for any module and PIN.
+pub(crate) fn uri_at(module: &Path, token: &str, key: &str, pin: &str) -> String {
+    format!("pkcs11:token={token};{key}?module-path={}&pin-value={pin}", module.display())
+}
+
+/// A store of URIs. The decoy makes the test host look for [`PIN`] in all that the plugin says.
+pub(crate) fn store(uris: &[String]) -> Subject {
+    Subject::new(&TABLE).config(json!({"uris": uris})).secret("decoy", PIN.as_bytes())
+}
+
+/// A key of a listing by its label.
+pub(crate) fn key<'a>(listing: &'a Listing, label: &str) -> &'a Key {
+    listing
+        .keys
+        .iter()
+        .find(|key| key.label == label)
+        .unwrap_or_else(|| panic!("no key {label}: {listing:?}"))
+}
+
+/// Signs with a key of any type, and verifies.
+pub(crate) fn prove(session: &Session, key: &Key) {
+    let algorithm = key.algorithms.iter().copied().find(|algorithm| algorithm.takes(&[0x5a; 32])).unwrap();
+    let signature = session.sign(key, algorithm, &[0x5a; 32]).unwrap();
+    keystead_plugin_api::conformance::verify(&key.spki, algorithm, &[0x5a; 32], &signature).unwrap();
+    assert_ne!(algorithm, Algorithm::RsaRaw);
+}
+
+/// The findings of a severity, one line each.
+pub(crate) fn lines(findings: &[Finding], severity: Severity) -> String {
+    findings.iter().filter(|finding| finding.severity == severity).fold(
+        String::new(),
+        |mut lines, finding| {
+            let Finding { subject, error, hint, .. } = finding;
+            writeln!(lines, "{}: {subject}: {error}; {hint}", error.code).unwrap();
+            lines
+        },
+    )
+}
