@@ -174,7 +174,7 @@ mod tests {
         metrics.request(Opcode::ECDSA_SIGN_SHA256);
         metrics.request(Opcode(0x42));
         metrics.done(Opcode::PING, None, Instant::now(), Instant::now());
-        metrics.done(Opcode::RSA_SIGN_SHA256, Some(ErrorCode::CRYPTO), Instant::now(), Instant::now());
+        metrics.done(Opcode::RSA_SIGN_SHA256, Some(ErrorCode::CRYPTOGRAPHY), Instant::now(), Instant::now());
         metrics.lookup(|| ());
         metrics.connection_failed();
         let text = String::from_utf8(metrics.render()).unwrap();

@@ -84,10 +84,9 @@ fn processors() -> usize {
 /// The plugin host of a configuration.
 #[must_use]
 pub fn plugin_host(plugins: &config::Plugins) -> Arc<Host> {
-    let variable = std::env::var_os("KEYSTEAD_PLUGIN_PATH");
     let executable = std::env::current_exe().ok();
     Host::new(Settings {
-        path: search_path(&plugins.path, variable.as_deref(), executable.as_deref()),
+        path: search_path(&plugins.path, executable.as_deref()),
         sha256: plugins.sha256.clone(),
         require_sha256: plugins.require_sha256,
         inline_calls: processors(),
@@ -112,6 +111,7 @@ pub async fn run(config: &Config, stopped: impl Future<Output = ()>) -> Result<(
     }
     let stores = Stores::new(&plugin_host(&config.plugins), &config.stores);
     for socket in pages {
+        tracing::info!("metrics and health on {}", socket.local_addr()?);
         let pages = Arc::new(Pages { metrics: Arc::clone(&metrics), stores: Arc::clone(&stores) });
         tokio::spawn(pages.serve(socket));
     }

@@ -617,10 +617,10 @@ mod stores {
             stores,
             [
                 r#"file-1 file {"dir":"/keys","permissions":"warn"}"#,
-                r#"pkcs11-1 pkcs11 {"uris":["pkcs11:object=a","PKCS11:object=b"]}"#,
+                r#"pkcs11-1 pkcs11 {"legacy":true,"uris":["pkcs11:object=a","PKCS11:object=b"]}"#,
                 r#"file-2 file {"file":"/one.key","permissions":"warn"}"#,
-                r#"azure-1 azure {"uris":["https://v.example/keys/k/1"]}"#,
-                r#"gcp-1 gcp {"uris":["projects/p/locations/l"]}"#,
+                r#"azure-1 azure {"legacy":true,"uris":["https://v.example/keys/k/1"]}"#,
+                r#"gcp-1 gcp {"legacy":true,"uris":["projects/p/locations/l"]}"#,
             ]
         );
         let both = BTreeSet::from([Operation::Sign, Operation::Decrypt]);

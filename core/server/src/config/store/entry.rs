@@ -116,7 +116,7 @@ impl Reading {
         match uris {
             Some(uris) => uris.push(value.into()),
             None => {
-                let config = json!({ "uris": [value] });
+                let config = json!({ "uris": [value], "legacy": true });
                 self.stores
                     .push(Store { position: Some(position), ..legacy_store(plugin, config, self.deadline) });
             }

@@ -1,0 +1,144 @@
+//! The commands: what they print, and what they exit with.
+
+use std::process::{Command, Output};
+
+use crate::world::{Files, Server, plugins, skis};
+
+fn keystead(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_keystead")).args(arguments).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// The path of a configuration with the recorded keys and one file that is none.
+fn with_a_bad_file(files: &Files) -> String {
+    files.write("keys/bad.key", b"not a key");
+    let config = files.config(&format!("private_key_stores: [{{dir: {}}}]\n", files.path("keys").display()));
+    config.display().to_string()
+}
+
+#[test]
+fn check_lists_every_key_and_every_finding_and_fails_where_something_is_wrong() {
+    let files = Files::new();
+    let config = with_a_bad_file(&files);
+    let output = keystead(&["check", "-c", &config]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = stdout(&output);
+    for ski in skis().values() {
+        assert!(text.contains(&ski.to_string()), "{ski} is missing in\n{text}");
+    }
+    assert!(text.contains("bad.key"), "{text}");
+    assert!(text.contains("1 error,"), "{text}");
+
+    std::fs::remove_file(files.path("keys/bad.key")).unwrap();
+    let output = keystead(&["check", "-c", &config, "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["errors"], 0);
+    let keys = json["stores"][0]["keys"].as_array().unwrap();
+    assert_eq!(keys.len(), 4);
+    assert!(keys.iter().all(|key| key["proven"] == true));
+}
+
+#[test]
+fn check_names_a_certificate_that_is_missing() {
+    let files = Files::new();
+    let config = files.config("");
+    std::fs::remove_file(files.path("server.pem")).unwrap();
+    let output = keystead(&["check", "-c", &config.display().to_string()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains("server.pem"), "{}", stdout(&output));
+}
+
+#[test]
+fn keys_lists_ski_type_store_label_and_operations() {
+    let files = Files::new();
+    let config = files.config(&format!("private_key_stores: [{{dir: {}}}]\n", files.path("keys").display()));
+    let output = keystead(&["keys", "-c", &config.display().to_string()]);
+    assert_eq!(output.status.code(), Some(0));
+    let text = stdout(&output);
+    assert!(text.starts_with("SKI "), "{text}");
+    let line = text.lines().find(|line| line.starts_with(&skis()["p256"].to_string())).unwrap();
+    let cells: Vec<&str> = line.split_whitespace().collect();
+    let label = files.path("keys/p256.key").display().to_string();
+    assert_eq!(cells[1..], ["P-256", "file-1", &label, "sign"]);
+    assert!(text.contains("RSA-2048") && text.contains("sign,decrypt") && text.contains("Ed25519"), "{text}");
+}
+
+#[test]
+fn plugin_list_shows_what_is_found_and_why_some_is_refused() {
+    let files = Files::new();
+    let directory = files.path("plugins");
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::copy(plugins().join("libkeystead_plugin_file.so"), directory.join("libkeystead_plugin_file.so"))
+        .unwrap();
+    std::fs::write(directory.join("libkeystead_plugin_text.so"), "only text").unwrap();
+    let config = files.write("c.yaml", format!("plugins: {{path: [{}]}}\n", directory.display()).as_bytes());
+    let output = keystead(&["plugin", "list", "--json", "-c", &config.display().to_string()]);
+    assert_eq!(output.status.code(), Some(0));
+    let list: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&list[0]["name"], &list[0]["refused"]), (&"file".into(), &serde_json::Value::Null));
+    assert_eq!(list[0]["contract"], keystead_plugin_api::abi::DRAFT);
+    let refused = list[1]["refused"].as_str().unwrap();
+    assert!(refused.ends_with("is not an ELF library"), "{refused}");
+}
+
+#[test]
+fn ping_and_sign_ask_a_running_server() {
+    let files = Files::new();
+    let server = Server::with_keys(&files, "");
+    let address = server.address.to_string();
+    let path = |name: &str| files.path(name).display().to_string();
+    let remote = |more: &[&str]| {
+        let (ca, cert, key) = (path("ca.pem"), path("client.pem"), path("client-key.pem"));
+        let mut arguments = more.to_vec();
+        arguments.extend(["--server", &address, "--server-name", "localhost"]);
+        arguments.extend(["--ca", &ca, "--cert", &cert, "--key", &key]);
+        keystead(&arguments)
+    };
+    let output = remote(&["ping"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).starts_with(&format!("{address} answered in ")));
+    for (name, ski) in skis() {
+        let key = std::fs::read(files.path(&format!("keys/{name}.key"))).unwrap();
+        let key = openssl::pkey::PKey::private_key_from_pkcs8(&key).unwrap();
+        files.write("public.pem", &key.public_key_to_pem().unwrap());
+        let output = remote(&["sign", "--json", "--for", &path("public.pem")]);
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", stderr(&output));
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&json["ski"], &json["verified"]), (&ski.to_string().into(), &true.into()));
+    }
+    let output = remote(&["sign", "--for", &path("client.pem")]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("key not found"), "{}", stderr(&output));
+}
+
+#[test]
+fn exit_codes_tell_a_refused_configuration_from_a_wrong_command() {
+    let files = Files::new();
+    let config = files.write("bad.yaml", b"listen: 127.0.0.1:0\nlimits: {grcae: 3s}\n");
+    let output = keystead(&["run", "-c", &config.display().to_string()]);
+    assert_eq!(output.status.code(), Some(64));
+    assert_eq!(
+        stderr(&output),
+        format!(
+            "keystead: error: {}:2:10: unknown key `limits.grcae`\nhint: did you mean `grace`?\n",
+            config.display()
+        )
+    );
+    assert_eq!(keystead(&["no-such-command"]).status.code(), Some(2));
+    assert_eq!(keystead(&["--config-only"]).status.code(), Some(1));
+    assert_eq!(keystead(&["--version"]).status.code(), Some(0));
+}
+
+#[test]
+fn the_default_configuration_is_printed_whole() {
+    let output = keystead(&["default-config"]);
+    assert_eq!(stdout(&output), keystead::config::default_config());
+}

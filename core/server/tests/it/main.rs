@@ -1,0 +1,10 @@
+//! The whole server over a socket: the `keystead` binary with real plugin libraries, driven by raw bytes.
+
+mod backends;
+mod clients;
+mod command_line;
+mod exchanges;
+mod migration;
+mod secrets;
+mod stopping;
+mod world;

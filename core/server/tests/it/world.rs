@@ -1,0 +1,396 @@
+//! What every test needs: a throw-away PKI, a running `keystead`, and a client that speaks raw bytes.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Condvar, LazyLock, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use keystead_plugin_host::testing;
+use keystead_protocol::{ErrorCode, Frame, HEADER_LEN, Header, Opcode, Request, Response, Ski};
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rustix::process::{Pid, Signal, kill_process};
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, StreamOwned,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    version::{TLS12, TLS13},
+};
+use tempfile::TempDir;
+
+/// How long anything may take that must happen.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where the recorded exchanges and their keys are.
+const RECORDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../protocol/tests/fixtures");
+
+/// A recorded fixture.
+pub fn recorded(name: &str) -> serde_json::Value {
+    let text = fs::read(Path::new(RECORDED).join(name)).unwrap();
+    serde_json::from_slice(&text).unwrap()
+}
+
+/// Bytes of a hexadecimal text.
+pub fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+/// The plugin libraries of all tests, built once.
+static PLUGINS: LazyLock<testing::PluginDir> = LazyLock::new(|| {
+    testing::PluginDir::with(&["keystead-plugin-file", "keystead-plugin-pkcs11", "keystead-plugin-hostile"])
+});
+
+/// The directory with the plugins.
+pub fn plugins() -> &'static Path {
+    PLUGINS.path()
+}
+
+/// A directory with certificates for the server and for a client, and the recorded keys as DER files in `keys`.
+pub struct Files {
+    directory: TempDir,
+}
+
+impl Files {
+    pub fn new() -> Self {
+        let files = Self { directory: tempfile::tempdir().unwrap() };
+        files.make_certificates();
+        fs::create_dir(files.path("keys")).unwrap();
+        for (name, key) in recorded("keys.json")["keys"].as_object().unwrap() {
+            files.write(&format!("keys/{name}.key"), &unhex(key.as_str().unwrap()));
+        }
+        files
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Writes a file that only its owner can read.
+    pub fn write(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    }
+
+    fn make_certificates(&self) {
+        let mut ca = CertificateParams::new([]).unwrap();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        self.write("ca.pem", ca.self_signed(&key).unwrap().pem().as_bytes());
+        let issuer = Issuer::new(ca, key);
+        for (name, usage) in
+            [("server", ExtendedKeyUsagePurpose::ServerAuth), ("client", ExtendedKeyUsagePurpose::ClientAuth)]
+        {
+            let mut leaf = CertificateParams::new(["localhost".to_owned()]).unwrap();
+            leaf.extended_key_usages = vec![usage];
+            let key = KeyPair::generate().unwrap();
+            self.write(&format!("{name}.pem"), leaf.signed_by(&key, &issuer).unwrap().pem().as_bytes());
+            self.write(&format!("{name}-key.pem"), key.serialize_pem().as_bytes());
+        }
+    }
+
+    /// Writes a configuration: the test's own lines, and what every test's server has.
+    pub fn config(&self, lines: &str) -> PathBuf {
+        let [cert, key, ca] = ["server.pem", "server-key.pem", "ca.pem"].map(|name| self.path(name));
+        let text = format!(
+            "listen: 127.0.0.1:0\nmetrics_listen: 127.0.0.1:0\nauth_cert: {}\nauth_key: {}\nclient_ca: {}\n\
+             plugins: {{path: [{}]}}\n{lines}",
+            cert.display(),
+            key.display(),
+            ca.display(),
+            plugins().display()
+        );
+        self.write("keystead.yaml", text.as_bytes())
+    }
+
+    /// The client's TLS, for the versions given.
+    pub fn client_tls(&self, versions: &[&'static rustls::SupportedProtocolVersion]) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.path("ca.pem")).unwrap()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(
+                vec![CertificateDer::from_pem_file(self.path("client.pem")).unwrap()],
+                PrivateKeyDer::from_pem_file(self.path("client-key.pem")).unwrap(),
+            )
+            .unwrap();
+        Arc::new(config)
+    }
+}
+
+/// A `keystead` that runs; killed when dropped.
+pub struct Server {
+    child: Child,
+    log: Arc<Log>,
+    pub address: SocketAddr,
+    pub metrics: SocketAddr,
+}
+
+/// What the server has logged, and a way to wait for more.
+#[derive(Default)]
+struct Log {
+    lines: Mutex<(Vec<String>, bool)>,
+    more: Condvar,
+}
+
+impl Server {
+    /// Starts a server with the recorded keys in a file store, and further lines of configuration.
+    pub fn with_keys(files: &Files, lines: &str) -> Self {
+        let stores = format!("private_key_stores: [{{dir: {}}}]\n{lines}", files.path("keys").display());
+        Self::start(files, &stores)
+    }
+
+    /// Starts a server, and waits until it is ready.
+    pub fn start(files: &Files, lines: &str) -> Self {
+        let server = Self::start_unready(files, lines);
+        server.wait_until_ready();
+        server
+    }
+
+    /// Starts a server, and waits until it listens.
+    pub fn start_unready(files: &Files, lines: &str) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keystead"));
+        command.arg("run").arg("-c").arg(files.config(lines));
+        Self::spawn(command)
+    }
+
+    /// Starts a command that serves, and waits until it listens.
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = Arc::new(Log::default());
+        let (errors, shared) = (child.stderr.take().unwrap(), Arc::clone(&log));
+        thread::spawn(move || shared.collect(errors));
+        let metrics = address(&log.wait_for("metrics and health on "), "metrics and health on ");
+        let address = address(&log.wait_for("listening on "), "listening on ");
+        Self { child, log, address, metrics }
+    }
+
+    pub fn wait_until_ready(&self) {
+        let end = Instant::now() + PATIENCE;
+        while self.get("/readyz").0 != 200 {
+            assert!(Instant::now() < end, "never ready:\n{}", self.log());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits for a line of the log that contains a text, and answers it.
+    pub fn wait_for(&self, text: &str) -> String {
+        self.log.wait_for(text)
+    }
+
+    /// The log so far.
+    pub fn log(&self) -> String {
+        self.log.lines.lock().unwrap().0.join("\n")
+    }
+
+    /// Status and body of a page of the metrics port.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.metrics).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits until the process has ended.
+    pub fn wait(&mut self) -> ExitStatus {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < end, "it doesn't end:\n{}", self.log());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Log {
+    fn collect(&self, errors: impl Read) {
+        for line in BufReader::new(errors).lines().map_while(Result::ok) {
+            self.lines.lock().unwrap().0.push(line);
+            self.more.notify_all();
+        }
+        self.lines.lock().unwrap().1 = true;
+        self.more.notify_all();
+    }
+
+    fn wait_for(&self, text: &str) -> String {
+        let found = |lines: &[String]| lines.iter().find(|line| line.contains(text)).cloned();
+        let lines = self.lines.lock().unwrap();
+        let (lines, _) = self
+            .more
+            .wait_timeout_while(lines, PATIENCE, |(lines, ended)| !*ended && found(lines).is_none())
+            .unwrap();
+        found(&lines.0).unwrap_or_else(|| panic!("`{text}` never appeared in\n{}", lines.0.join("\n")))
+    }
+}
+
+fn address(line: &str, before: &str) -> SocketAddr {
+    let (_, rest) = line.split_once(before).unwrap();
+    let end =
+        rest.find(|character: char| character.is_whitespace() || character == ',').unwrap_or(rest.len());
+    rest[..end].parse().unwrap_or_else(|error| panic!("{error}: {line}"))
+}
+
+/// Configuration lines of a store `hostile` that holds the recorded P-256 key, and does what `plan` says with it.
+pub fn hostile(files: &Files, plan: &str) -> String {
+    let key = files.path("keys/p256.key");
+    format!(
+        "private_key_stores:\n- {{name: hostile, plugin: hostile, prove: never, config: {{keys: [{{file: {}, {plan}}}]}}}}\n",
+        key.display()
+    )
+}
+
+/// A client that speaks raw bytes over TLS.
+pub struct Client {
+    stream: StreamOwned<ClientConnection, TcpStream>,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    pub fn connect(files: &Files, server: &Server) -> Self {
+        Self::connect_with(files.client_tls(&[&TLS12, &TLS13]), server.address).unwrap()
+    }
+
+    /// Connects and shakes hands.
+    pub fn connect_with(tls: Arc<ClientConfig>, address: SocketAddr) -> io::Result<Self> {
+        let mut socket = TcpStream::connect(address)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        let mut connection =
+            ClientConnection::new(tls, "localhost".try_into().unwrap()).map_err(io::Error::other)?;
+        while connection.is_handshaking() {
+            connection.complete_io(&mut socket)?;
+        }
+        Ok(Self { stream: StreamOwned::new(connection, socket), buffer: Vec::new() })
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        assert!(self.try_send(bytes), "the server takes no more");
+    }
+
+    /// Sends; false where the server doesn't take it.
+    pub fn try_send(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).and_then(|()| self.stream.flush()).is_ok()
+    }
+
+    /// Whether the server has closed the connection, as far as can be seen without waiting.
+    pub fn is_closed(&mut self) -> bool {
+        self.stream.sock.set_nonblocking(true).unwrap();
+        let closed = match self.stream.conn.read_tls(&mut self.stream.sock) {
+            Ok(0) => true,
+            Ok(_) => self.stream.conn.process_new_packets().is_ok_and(|state| state.peer_has_closed()),
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        };
+        self.stream.sock.set_nonblocking(false).unwrap();
+        closed
+    }
+
+    /// The next answer as raw bytes; `None` where the server has closed the connection.
+    pub fn receive(&mut self) -> Option<Vec<u8>> {
+        loop {
+            if let Some((frame, _)) = Frame::split(&self.buffer) {
+                let len = frame.len();
+                let rest = self.buffer.split_off(len);
+                return Some(std::mem::replace(&mut self.buffer, rest));
+            }
+            let mut chunk = [0; 16 << 10];
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return None,
+                Ok(read) => self.buffer.extend_from_slice(&chunk[..read]),
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return None,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return None,
+                Err(error) => panic!("reading an answer: {error}"),
+            }
+        }
+    }
+
+    /// Id and content of the next answer.
+    pub fn answer(&mut self) -> (u32, Result<Vec<u8>, ErrorCode>) {
+        let frame = self.receive().expect("the server closed the connection");
+        (id(&frame), content(&frame))
+    }
+
+    /// One operation, there and back.
+    pub fn ask(&mut self, ski: Ski, opcode: Opcode, payload: &[u8]) -> Result<Vec<u8>, ErrorCode> {
+        self.send(&request(1, ski, opcode, payload));
+        self.answer().1
+    }
+
+    /// Says that nothing more will be sent.
+    pub fn finish(&mut self) {
+        self.stream.conn.send_close_notify();
+        self.stream.flush().unwrap();
+        self.stream.sock.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+
+    pub fn version(&self) -> rustls::ProtocolVersion {
+        self.stream.conn.protocol_version().unwrap()
+    }
+
+    pub fn socket(&self) -> &TcpStream {
+        &self.stream.sock
+    }
+}
+
+fn id(frame: &[u8]) -> u32 {
+    Header::decode(frame[..HEADER_LEN].try_into().unwrap()).id
+}
+
+fn content(frame: &[u8]) -> Result<Vec<u8>, ErrorCode> {
+    match Response::decode(&frame[HEADER_LEN..]).unwrap() {
+        Response::Success(payload) | Response::Pong(payload) => Ok(payload.to_vec()),
+        Response::Failure(code) => Err(code),
+    }
+}
+
+/// A request as bytes.
+pub fn request(id: u32, ski: Ski, opcode: Opcode, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    Request { opcode, payload, ski: Some(ski), ..Request::default() }.encode(id, &mut bytes).unwrap();
+    bytes
+}
+
+/// A ping as bytes.
+pub fn ping(id: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    Request { opcode: Opcode::PING, payload, ..Request::default() }.encode(id, &mut bytes).unwrap();
+    bytes
+}
+
+/// The SKIs of the recorded keys.
+pub fn skis() -> HashMap<String, Ski> {
+    let skis = recorded("server.json")["skis"].clone();
+    skis.as_object()
+        .unwrap()
+        .iter()
+        .map(|(name, ski)| (name.clone(), ski.as_str().unwrap().parse().unwrap()))
+        .collect()
+}
