@@ -197,22 +197,26 @@ fn trusted(file: &File, path: &Path) -> Result<std::fs::Metadata, Failure> {
     let metadata = file
         .metadata()
         .map_err(|error| Failure::denied(format!("{} can't be examined: {error}", path.display())))?;
-    let user = rustix::process::geteuid().as_raw();
-    if metadata.uid() != 0 && metadata.uid() != user {
+    trustworthy(path, metadata.uid(), metadata.mode(), rustix::process::geteuid().as_raw())?;
+    Ok(metadata)
+}
+
+/// What belongs to anybody but root and the `user` who runs the server, or can be written by others, isn't trusted.
+fn trustworthy(path: &Path, owner: u32, mode: u32, user: u32) -> Result<(), Failure> {
+    if owner != 0 && owner != user {
         return Err(Failure::denied(format!(
-            "{} belongs to user {}, expected root or user {user} who runs the server",
-            path.display(),
-            metadata.uid()
+            "{} belongs to user {owner}, expected root or user {user} who runs the server",
+            path.display()
         )));
     }
-    if metadata.mode() & 0o022 != 0 {
+    if mode & 0o022 != 0 {
         return Err(Failure::denied(format!(
             "{} can be written by others (mode {:04o}); run `chmod go-w` on it",
             path.display(),
-            metadata.mode() & 0o7777
+            mode & 0o7777
         )));
     }
-    Ok(metadata)
+    Ok(())
 }
 
 fn sha256(content: &[u8]) -> [u8; 32] {
@@ -277,4 +281,78 @@ fn complete(content: &[u8]) -> Result<(), String> {
 
 const fn own_machine() -> u16 {
     if cfg!(target_arch = "aarch64") { object::elf::EM_AARCH64.0 } else { object::elf::EM_X86_64.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, ptr};
+
+    use super::*;
+    use crate::testing::{self, PluginDir};
+
+    const HOSTILE: &str = "keystead-plugin-hostile";
+
+    fn hostile(directory: &PluginDir) -> PathBuf {
+        directory.path().join("libkeystead_plugin_hostile.so")
+    }
+
+    fn load(file: &Path) -> Plugin {
+        Opened::open(file).unwrap().check(None).unwrap().map().unwrap().examine().unwrap()
+    }
+
+    #[test]
+    fn what_was_checked_is_what_is_loaded_whatever_the_name_leads_to_by_then() {
+        let directory = PluginDir::with(&[HOSTILE]);
+        let file = hostile(&directory);
+        let checked = Opened::open(&file).unwrap().check(None).unwrap();
+        let swapped = testing::install(directory.path(), "keystead-plugin-other-draft");
+        fs::rename(swapped, &file).unwrap();
+        assert_eq!(checked.map().unwrap().examine().unwrap().description.name, "hostile");
+        let now = Opened::open(&file).unwrap().check(None).unwrap().map().unwrap().examine();
+        assert!(now.err().unwrap().message.contains("draft 2"));
+    }
+
+    #[test]
+    fn what_was_opened_is_what_is_checked() {
+        let directory = PluginDir::with(&[HOSTILE]);
+        let file = hostile(&directory);
+        let opened = Opened::open(&file).unwrap();
+        fs::rename(&file, directory.path().join("aside")).unwrap();
+        fs::write(&file, "swapped").unwrap();
+        let hash = sha256(&fs::read(testing::library(HOSTILE)).unwrap());
+        assert!(opened.check(Some(&hash)).is_ok());
+    }
+
+    #[test]
+    fn two_files_are_two_plugins_even_where_their_content_is_the_same() {
+        let (one, other) = (PluginDir::with(&[HOSTILE]), PluginDir::with(&[HOSTILE]));
+        let (first, second) = (load(&hostile(&one)), load(&hostile(&other)));
+        assert!(!ptr::eq(first.table, second.table));
+        assert!(ptr::eq(first.table, load(&hostile(&one)).table), "one file is one plugin");
+    }
+
+    #[test]
+    fn a_deleted_file_never_lends_its_identity_to_another() {
+        let directory = PluginDir::with(&[HOSTILE]);
+        let mut tables = Vec::new();
+        for _ in 0..3 {
+            let file = testing::install(directory.path(), HOSTILE);
+            tables.push(ptr::from_ref(load(&file).table));
+            fs::remove_file(file).unwrap(); // frees the inode's number, were it not held
+        }
+        tables.dedup();
+        assert_eq!(tables.len(), 3);
+    }
+
+    #[test]
+    fn trusts_root_and_itself_and_nobody_else() {
+        let path = Path::new("/p");
+        assert!(trustworthy(path, 0, 0o100_755, 1000).is_ok());
+        assert!(trustworthy(path, 1000, 0o100_600, 1000).is_ok());
+        let stranger = trustworthy(path, 1001, 0o100_644, 1000).unwrap_err();
+        let line = "/p belongs to user 1001, expected root or user 1000 who runs the server";
+        assert_eq!((stranger.class, stranger.to_string().as_str()), (Class::Denied, line));
+        assert!(trustworthy(path, 1000, 0o100_644, 0).is_err(), "root doesn't run what a user can write");
+        assert!(trustworthy(path, 0, 0o100_664, 0).is_err());
+    }
 }

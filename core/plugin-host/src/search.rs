@@ -1,8 +1,6 @@
 //! Where plugins are looked for. A directory is a search path: nothing in it runs unless YAML names it.
 
 use std::{
-    env,
-    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
 };
@@ -27,26 +25,14 @@ pub struct Found {
     pub description: Result<Description, Failure>,
 }
 
-/// The directories to look in: those configured, else those of `KEYSTEAD_PLUGIN_PATH` (separated by colons), else the
-/// executable's own directory and `/usr/lib/keystead/plugins`.
+/// The directories to look in: those configured, else the executable's own directory and `/usr/lib/keystead/plugins`.
 #[must_use]
-pub fn search_path(
-    configured: &[PathBuf],
-    variable: Option<&OsStr>,
-    executable: Option<&Path>,
-) -> Vec<PathBuf> {
+pub fn search_path(configured: &[PathBuf], executable: Option<&Path>) -> Vec<PathBuf> {
     if !configured.is_empty() {
         return configured.to_vec();
     }
-    match variable.filter(|paths| !paths.is_empty()) {
-        Some(paths) => env::split_paths(paths).collect(),
-        None => executable
-            .and_then(Path::parent)
-            .map(Path::to_path_buf)
-            .into_iter()
-            .chain([PathBuf::from(SYSTEM)])
-            .collect(),
-    }
+    let own = executable.and_then(Path::parent).map(Path::to_path_buf);
+    own.into_iter().chain([PathBuf::from(SYSTEM)]).collect()
 }
 
 /// The file of a plugin: the first on the path.
@@ -100,14 +86,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn configured_directories_come_before_the_variable_and_that_before_the_defaults() {
+    fn configured_directories_come_before_the_executables_own_and_the_systems() {
         let exe = Some(Path::new("/opt/keystead/bin/keystead"));
-        assert_eq!(search_path(&["/a".into()], Some(OsStr::new("/b")), exe), [PathBuf::from("/a")]);
-        assert_eq!(
-            search_path(&[], Some(OsStr::new("/b:/c")), exe),
-            [PathBuf::from("/b"), PathBuf::from("/c")]
-        );
-        assert_eq!(search_path(&[], None, exe), [PathBuf::from("/opt/keystead/bin"), PathBuf::from(SYSTEM)]);
+        assert_eq!(search_path(&["/a".into()], exe), [PathBuf::from("/a")]);
+        assert_eq!(search_path(&[], exe), [PathBuf::from("/opt/keystead/bin"), PathBuf::from(SYSTEM)]);
+        assert_eq!(search_path(&[], None), [PathBuf::from(SYSTEM)]);
     }
 
     #[test]

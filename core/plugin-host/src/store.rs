@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
+    fmt,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -102,7 +103,7 @@ pub struct Key {
 }
 
 /// The keys of a store, and what was wrong with the rest.
-#[derive(Default)]
+#[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Listing {
     /// The keys.
@@ -381,6 +382,17 @@ impl Store {
     }
 }
 
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, plugin, limits, .. } = self;
+        f.debug_struct("Store")
+            .field("name", name)
+            .field("plugin", plugin)
+            .field("limits", limits)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Drop for Store {
     fn drop(&mut self) {
         self.services.forget();
@@ -499,6 +511,18 @@ impl Key {
             .into_iter()
             .find(|algorithm| self.algorithms.contains(algorithm))
             .or_else(|| self.algorithms.first().copied())
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Key")
+            .field("label", &self.label)
+            .field("family", &self.family())
+            .field("bits", &self.bits())
+            .field("class", &self.class)
+            .field("proven", &self.is_proven())
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,0 +1,10 @@
+//! The host against plugins that break every rule: real libraries, loaded as the server loads them.
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+mod calls;
+mod closing;
+mod gate;
+mod listing;
+mod loading;
+mod rig;
+mod services;
