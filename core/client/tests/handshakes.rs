@@ -49,7 +49,7 @@ async fn every_kind_of_key_serves_both_versions() {
 /// More handshakes than the runtime has workers; each needs an answer while all the others wait for theirs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn waiting_signers_do_not_starve_the_runtime() {
-    const COUNT: usize = 32;
+    const COUNT: usize = 8;
     let held = Mutex::new(Vec::new());
     let site = Arc::new(Site::answering(&PKCS_ECDSA_P256_SHA256, move |keys, exchange| {
         let mut held = held.lock().unwrap();
