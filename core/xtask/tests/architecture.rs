@@ -15,6 +15,18 @@ fn our_packages_import_what_the_document_says() {
 }
 
 #[test]
+fn packages_are_where_the_code_map_says() {
+    let document = read(Path::new("ARCHITECTURE.md"));
+    let mapped: BTreeSet<_> = rows(&document, "| folder | package | what it is |")
+        .filter_map(|cells| {
+            Some((quoted(cells.get(1)?).pop()?, PathBuf::from(quoted(cells.first()?).pop()?)))
+        })
+        .collect();
+    let actual: BTreeSet<_> = packages().into_iter().map(|package| (package.name, package.folder)).collect();
+    assert_eq!(actual, mapped, "left: the workspace; right: the code map in ARCHITECTURE.md");
+}
+
+#[test]
 fn what_has_a_corner_stays_there() {
     let (_, corners) = tables();
     let mut strays = Vec::new();
