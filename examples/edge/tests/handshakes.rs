@@ -5,6 +5,7 @@
 #[path = "../../../core/client/tests/key_server/mod.rs"]
 mod key_server;
 
+use std::error::Error;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -13,6 +14,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use key_server::{KeyServer, Keys, Pki, SERVER_NAME, generate, provider};
+use openssl::ssl::{SslConnector, SslMethod, SslVersion};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256};
 use rustix::process::{Pid, Signal, kill_process};
 use rustls::client::Resumption;
@@ -35,6 +37,22 @@ fn serves_both_versions_with_the_key_that_the_browser_accepts() {
             assert!(page.contains("<dt>Cipher suite</dt><dd>TLS"), "{page}");
         }
     }
+}
+
+#[test]
+fn openssl_accepts_each_kind_of_signature() {
+    let edge = Edge::start();
+    for (version, signature) in [
+        (SslVersion::TLS1_2, "ECDSA+SHA256"),
+        (SslVersion::TLS1_2, "RSA+SHA256"),
+        (SslVersion::TLS1_2, "rsa_pss_rsae_sha384"),
+        (SslVersion::TLS1_3, "ecdsa_secp256r1_sha256"),
+        (SslVersion::TLS1_3, "rsa_pss_rsae_sha512"),
+    ] {
+        let page = edge.visit_by_openssl(version, signature).unwrap();
+        assert!(page.contains("<h1>www.test</h1>"), "{signature}: {page}");
+    }
+    assert_eq!(edge.signatures(), 5);
 }
 
 #[test]
@@ -144,6 +162,20 @@ impl Edge {
         let connection = ClientConnection::new(Arc::clone(browser), name.try_into().unwrap()).unwrap();
         let mut stream = StreamOwned::new(connection, TcpStream::connect(&self.address)?);
         write!(stream, "GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
+    /// Asks for the page of `www.test`, and accepts no other version, nor signatures of other schemes.
+    fn visit_by_openssl(&self, version: SslVersion, signature: &str) -> Result<String, Box<dyn Error>> {
+        let mut connector = SslConnector::builder(SslMethod::tls_client())?;
+        connector.set_ca_file(self.pki.path("ca.pem"))?;
+        connector.set_min_proto_version(Some(version))?;
+        connector.set_max_proto_version(Some(version))?;
+        connector.set_sigalgs_list(signature)?;
+        let mut stream = connector.build().connect("www.test", TcpStream::connect(&self.address)?)?;
+        write!(stream, "GET / HTTP/1.1\r\nHost: www.test\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)
