@@ -4,6 +4,7 @@ mod backends;
 mod clients;
 mod command_line;
 mod exchanges;
+mod matrix;
 mod migration;
 mod secrets;
 mod stopping;
