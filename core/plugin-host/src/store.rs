@@ -13,7 +13,7 @@ use std::{
 use keystead_plugin_api::{
     Algorithm, CallClass, Severity,
     abi::{KEY_ID_MAX, LANE_HOUSEKEEPING, LANE_INLINE},
-    algorithm::{Family, Operation},
+    algorithm::Family,
 };
 use tokio::{
     sync::{Semaphore, oneshot},
@@ -36,7 +36,7 @@ const HOUSEKEEPING_DEADLINE: Duration = Duration::from_secs(120);
 /// How long a call waits for its turn among the inline calls before it goes to a lane instead.
 const INLINE_WAIT: Duration = Duration::from_millis(100);
 
-/// Which signatures are verified before they leave.
+/// Which results are verified before they leave: signatures, and those of the raw RSA operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "a setting with three values")]
 pub enum VerifySignatures {
@@ -370,12 +370,11 @@ impl Store {
             VerifySignatures::Always => true,
             VerifySignatures::Never => false,
         };
-        let signs = algorithm.operation() == Operation::Sign;
         let shaped = match key.family() {
             Family::Ecdsa => !result.is_empty(),
             _ => result.len() == key.public.result_max(),
         };
-        if !shaped || (verify && signs && !key.public.verifies(algorithm, input, &result)) {
+        if !shaped || (verify && !key.public.verifies(algorithm, input, &result)) {
             return Err(lie(key, algorithm));
         }
         Ok(result)

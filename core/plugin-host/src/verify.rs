@@ -1,10 +1,13 @@
 //! Does a key do what it says? Verification with the public half, by AWS-LC: for proofs of possession, and for
-//! signatures before they leave.
+//! results before they leave.
 //!
 //! aws-lc-rs has no verification of some digests and curves that the wire protocol has (MD5‖SHA-1, SHA-224, P-224), so
 //! this module calls AWS-LC itself.
 
-use std::ptr::{self, NonNull};
+use std::{
+    ffi::c_int,
+    ptr::{self, NonNull},
+};
 
 use aws_lc_sys as sys;
 use keystead_plugin_api::{
@@ -68,19 +71,28 @@ impl PublicKey {
         usize::try_from(unsafe { sys::EVP_PKEY_size(self.key.as_ptr()) }).unwrap_or(0)
     }
 
-    /// Whether a signature is this key's over an input of the algorithm.
+    /// Whether a result is what the private half makes of an input by the algorithm: a signature over it, or the raw
+    /// RSA operation on it.
     #[must_use]
-    pub fn verifies(&self, algorithm: Algorithm, input: &[u8], signature: &[u8]) -> bool {
-        if algorithm.family() != self.family
-            || algorithm.operation() != Operation::Sign
-            || !algorithm.takes(input)
-        {
+    pub fn verifies(&self, algorithm: Algorithm, input: &[u8], result: &[u8]) -> bool {
+        if algorithm.family() != self.family || !algorithm.takes(input) {
             return false;
         }
         match algorithm {
-            Algorithm::Ed25519 => self.verifies_message(input, signature),
-            _ => self.verifies_digest(algorithm, input, signature).is_some(),
+            Algorithm::Ed25519 => self.verifies_message(input, result),
+            _ if algorithm.operation() == Operation::Decrypt => self.reverts(input, result),
+            _ => self.verifies_digest(algorithm, input, result).is_some(),
         }
+    }
+
+    /// Whether the public operation leads from `result` back to `input`, which may lack zeros on the left.
+    fn reverts(&self, input: &[u8], result: &[u8]) -> bool {
+        let block = self.encrypt(result, sys::RSA_NO_PADDING).unwrap_or_default();
+        block
+            .len()
+            .checked_sub(input.len())
+            .and_then(|zeros| block.split_at_checked(zeros))
+            .is_some_and(|(zeros, rest)| rest == input && zeros.iter().all(|byte| *byte == 0))
     }
 
     fn verifies_message(&self, message: &[u8], signature: &[u8]) -> bool {
@@ -127,8 +139,8 @@ impl PublicKey {
         }
     }
 
-    /// A block that decrypts to PKCS#1 v1.5 padding and `secret` (RFC 8017 section 7.2.1).
-    fn encrypt(&self, secret: &[u8]) -> Option<Vec<u8>> {
+    /// The public RSA operation (RFC 8017 section 5.1.1), after one of AWS-LC's paddings.
+    fn encrypt(&self, plain: &[u8], padding: c_int) -> Option<Vec<u8>> {
         let context = Context::new(self)?;
         let raw = context.0.as_ptr();
         let mut block = vec![0; self.result_max()];
@@ -136,14 +148,8 @@ impl PublicKey {
         // SAFETY: the context is valid and made for this key; `block` has `len` bytes.
         unsafe {
             done(sys::EVP_PKEY_encrypt_init(raw))?;
-            done(sys::EVP_PKEY_CTX_set_rsa_padding(raw, sys::RSA_PKCS1_PADDING))?;
-            done(sys::EVP_PKEY_encrypt(
-                raw,
-                block.as_mut_ptr(),
-                &raw mut len,
-                secret.as_ptr(),
-                secret.len(),
-            ))?;
+            done(sys::EVP_PKEY_CTX_set_rsa_padding(raw, padding))?;
+            done(sys::EVP_PKEY_encrypt(raw, block.as_mut_ptr(), &raw mut len, plain.as_ptr(), plain.len()))?;
         }
         block.truncate(len);
         Some(block)
@@ -202,7 +208,7 @@ unsafe fn set_rsa(raw: *mut sys::EVP_PKEY_CTX, algorithm: Algorithm, digest: usi
     }
 }
 
-fn done(result: std::ffi::c_int) -> Option<()> {
+fn done(result: c_int) -> Option<()> {
     (result == 1).then_some(())
 }
 
@@ -216,7 +222,6 @@ fn forget_errors() {
 pub(crate) struct Challenge {
     pub(crate) algorithm: Algorithm,
     pub(crate) input: Vec<u8>,
-    secret: [u8; 32],
 }
 
 impl Challenge {
@@ -227,17 +232,14 @@ impl Challenge {
         let input = match algorithm.input() {
             Input::Digest(len) => digest(len, &secret),
             Input::Message => [DOMAIN, &secret].concat(),
-            _ => key.encrypt(&secret)?,
+            _ => key.encrypt(&secret, sys::RSA_PKCS1_PADDING)?,
         };
-        Some(Self { algorithm, input, secret })
+        Some(Self { algorithm, input })
     }
 
     /// Whether the answer is right.
     pub(crate) fn is_met(&self, key: &PublicKey, answer: &[u8]) -> bool {
-        match self.algorithm.operation() {
-            Operation::Decrypt => answer.starts_with(&[0, 2]) && answer.ends_with(&self.secret),
-            _ => key.verifies(self.algorithm, &self.input, answer),
-        }
+        key.verifies(self.algorithm, &self.input, answer)
     }
 }
 
@@ -245,4 +247,152 @@ impl Challenge {
 fn digest(len: usize, secret: &[u8]) -> Vec<u8> {
     let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA512, &[DOMAIN, secret].concat());
     hash.as_ref().get(..len).unwrap_or_default().to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use openssl::{
+        ec::{EcGroup, EcKey},
+        md::{Md, MdRef},
+        nid::Nid,
+        pkey::{PKey, Private},
+        pkey_ctx::PkeyCtx,
+        rsa::{Padding, Rsa},
+        sign::{RsaPssSaltlen, Signer},
+    };
+
+    use super::*;
+
+    fn rsa() -> PKey<Private> {
+        PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap()
+    }
+
+    fn ec(curve: Nid) -> PKey<Private> {
+        let group = EcGroup::from_curve_name(curve).unwrap();
+        PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap()
+    }
+
+    fn keys() -> Vec<PKey<Private>> {
+        let curves = [Nid::SECP224R1, Nid::X9_62_PRIME256V1, Nid::SECP384R1, Nid::SECP521R1];
+        curves.map(ec).into_iter().chain([rsa(), PKey::generate_ed25519().unwrap()]).collect()
+    }
+
+    fn public(key: &PKey<Private>) -> PublicKey {
+        PublicKey::parse(&key.public_key_to_der().unwrap()).unwrap()
+    }
+
+    fn input_of(algorithm: Algorithm, fill: u8) -> Vec<u8> {
+        match algorithm.input() {
+            Input::Digest(len) => vec![fill; len],
+            _ => vec![fill; 100],
+        }
+    }
+
+    /// OpenSSL's answer.
+    fn answer(key: &PKey<Private>, algorithm: Algorithm, input: &[u8]) -> Vec<u8> {
+        match algorithm {
+            Algorithm::Ed25519 => {
+                Signer::new_without_digest(key).unwrap().sign_oneshot_to_vec(input).unwrap()
+            }
+            Algorithm::RsaRaw => decrypt(&key.rsa().unwrap(), input),
+            _ => sign(key, algorithm, input),
+        }
+    }
+
+    fn decrypt(key: &Rsa<Private>, input: &[u8]) -> Vec<u8> {
+        let mut out = vec![0; key.size() as usize];
+        let block = [vec![0; out.len() - input.len()], input.to_vec()].concat();
+        key.private_decrypt(&block, &mut out, Padding::NONE).unwrap();
+        out
+    }
+
+    fn sign(key: &PKey<Private>, algorithm: Algorithm, digest: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut context = PkeyCtx::new(key).unwrap();
+        context.sign_init().unwrap();
+        if algorithm.name().starts_with("rsa-pss") {
+            context.set_rsa_padding(Padding::PKCS1_PSS).unwrap();
+            context.set_rsa_pss_saltlen(RsaPssSaltlen::DIGEST_LENGTH).unwrap();
+        }
+        if algorithm.family() == Family::Rsa {
+            context.set_signature_md(hash(digest.len())).unwrap();
+        }
+        context.sign_to_vec(digest, &mut out).unwrap();
+        out
+    }
+
+    fn hash(len: usize) -> &'static MdRef {
+        match len {
+            20 => Md::sha1(),
+            28 => Md::sha224(),
+            32 => Md::sha256(),
+            36 => Md::from_nid(Nid::MD5_SHA1).unwrap(),
+            48 => Md::sha384(),
+            _ => Md::sha512(),
+        }
+    }
+
+    #[test]
+    fn what_openssl_makes_verifies_and_nothing_else_does() {
+        for key in keys() {
+            let public = public(&key);
+            for algorithm in Algorithm::of(public.family()) {
+                let input = input_of(algorithm, 7);
+                let mut result = answer(&key, algorithm, &input);
+                assert!(public.verifies(algorithm, &input, &result), "{algorithm}, {} bits", public.bits());
+                assert!(!public.verifies(algorithm, &input[1..], &result), "{algorithm}");
+                assert!(!public.verifies(algorithm, &input_of(algorithm, 8), &result), "{algorithm}");
+                assert!(!public.verifies(algorithm, &input, &[]), "{algorithm}");
+                *result.last_mut().unwrap() ^= 1;
+                assert!(!public.verifies(algorithm, &input, &result), "{algorithm}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_challenge_is_fresh_and_met_by_the_private_half() {
+        for key in keys() {
+            let public = public(&key);
+            for algorithm in Algorithm::of(public.family()) {
+                let (one, other) = (
+                    Challenge::new(&public, algorithm).unwrap(),
+                    Challenge::new(&public, algorithm).unwrap(),
+                );
+                let answer = answer(&key, algorithm, &one.input);
+                assert!(one.is_met(&public, &answer), "{algorithm}");
+                assert!(!other.is_met(&public, &answer), "{algorithm}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_raw_block_may_be_shorter_than_the_modulus_and_no_longer() {
+        let (key, input) = (rsa(), [9; 20]);
+        let result = answer(&key, Algorithm::RsaRaw, &input);
+        let padded = [&[0; 236][..], &input].concat();
+        let public = public(&key);
+        assert!(public.verifies(Algorithm::RsaRaw, &input, &result));
+        assert!(public.verifies(Algorithm::RsaRaw, &padded, &result));
+        assert!(!public.verifies(Algorithm::RsaRaw, &[&[0], &padded[..]].concat(), &result));
+    }
+
+    #[test]
+    fn knows_type_and_size_of_a_key() {
+        let keys: Vec<PublicKey> = keys().iter().map(public).collect();
+        let told: Vec<(Family, u32)> = keys.iter().map(|key| (key.family(), key.bits())).collect();
+        assert_eq!(told[..4], [224, 256, 384, 521].map(|bits| (Family::Ecdsa, bits)));
+        assert_eq!(told[4], (Family::Rsa, 2048));
+        assert_eq!(told[5].0, Family::Ed25519);
+        assert_eq!((keys[4].result_max(), keys[5].result_max()), (256, 64));
+    }
+
+    #[test]
+    fn refuses_what_is_no_public_key_of_a_known_type() {
+        let der = rsa().public_key_to_der().unwrap();
+        assert!(PublicKey::parse(&[&der[..], &[0]].concat()).is_none(), "a byte too many");
+        assert!(PublicKey::parse(&der[..der.len() - 1]).is_none(), "a byte too few");
+        assert!(PublicKey::parse(&[]).is_none());
+        let x25519 = PKey::generate_x25519().unwrap();
+        assert!(PublicKey::parse(&x25519.public_key_to_der().unwrap()).is_none());
+    }
 }

@@ -43,6 +43,10 @@ async fn closing_waits_for_calls_that_come_back_in_time() {
         let store = std::sync::Arc::clone(&store);
         async move { store.close(PATIENCE).await }
     });
+    while store.keys().await.is_ok() {
+        tokio::task::yield_now().await; // until closing has begun
+    }
+    assert!(logged(&["closing", r#"store="waits""#]).is_empty());
     gate.open();
     closing.await.unwrap();
     slow.await.unwrap().unwrap();
