@@ -3,7 +3,7 @@
 //! A plugin's own tests describe how its store is opened, and [`run`] drives it through the C table, as the server
 //! does. Results are verified by OpenSSL, which shares no code with any plugin.
 //!
-//! ```ignore
+//! ```text
 //! static TABLE: BackendTable = kit::table::<FileBackend>();
 //! conformance::run(&Subject::new(&TABLE).config(json!({"dir": keys})).secret("passphrase", b"open sesame"));
 //! ```

@@ -1,0 +1,243 @@
+//! The conformance cases pass a backend that keeps the rules, and catch one that breaks any of them.
+
+#![expect(clippy::unwrap_used, reason = "a set-up that fails is a failed test")]
+
+use std::{
+    panic::catch_unwind,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use keystead_plugin_api::{
+    Algorithm, Backend, Call, CallClass, Code, Description, Error, Finding, Health, Host, Isolation, Key,
+    Listing, Output, Severity,
+    abi::BackendTable,
+    conformance::{self, Request, Subject},
+    kit,
+};
+use openssl::{
+    ec::{EcGroup, EcKey},
+    ecdsa::EcdsaSig,
+    nid::Nid,
+    pkey::Private,
+};
+use serde::Deserialize;
+use serde_json::json;
+
+static TABLE: BackendTable = kit::table::<Memory>();
+
+static KEY: LazyLock<EcKey<Private>> =
+    LazyLock::new(|| EcKey::generate(&EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap()).unwrap());
+
+/// A P-256 key in memory, and a rule that it breaks.
+struct Memory {
+    flaw: Flaw,
+    blocking_keys: usize,
+    host: Host,
+    count: AtomicU64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    #[serde(default)]
+    flaw: Flaw,
+    #[serde(default)]
+    blocking_keys: usize,
+}
+
+#[derive(Clone, Copy, Default, Deserialize, PartialEq, Eq)]
+enum Flaw {
+    #[default]
+    None,
+    AcceptsUnknownKeys,
+    ClaimsTooMuch,
+    Empty,
+    ForgetsIds,
+    HidesTheSmallBuffer,
+    LogsTheSecret,
+    Panics,
+    SignsSomethingElse,
+    SilentFinding,
+    UnknownFamily,
+    UnsteadyHealth,
+}
+
+impl Backend for Memory {
+    const DESCRIPTION: Description = Description {
+        name: "memory",
+        version: "1",
+        vendor: "test",
+        isolation: Isolation::Inline,
+        lanes_max: None,
+        schema: "{}",
+    };
+
+    fn open(host: Host) -> Result<Self, Error> {
+        let Config { flaw, blocking_keys } = host.config()?;
+        Ok(Self { flaw, blocking_keys, host, count: AtomicU64::new(0) })
+    }
+
+    fn keys(&self, _call: &Call<'_>) -> Result<Listing, Error> {
+        let findings = match self.flaw {
+            Flaw::SilentFinding => vec![silent()],
+            _ => Vec::new(),
+        };
+        let keys = match self.flaw {
+            Flaw::Empty => Vec::new(),
+            _ => (0..=self.blocking_keys).map(|index| self.key(index)).collect(),
+        };
+        Ok(Listing { keys, findings })
+    }
+
+    fn sign(
+        &self,
+        call: &Call<'_>,
+        key: &[u8],
+        algorithm: Algorithm,
+        input: &[u8],
+        out: &mut Output<'_>,
+    ) -> Result<(), Error> {
+        assert!(self.flaw != Flaw::Panics, "a flaw");
+        if !key.starts_with(b"key ") && self.flaw != Flaw::AcceptsUnknownKeys || key.ends_with(b"?") {
+            return Err(Error::unknown_key());
+        }
+        if algorithm != Algorithm::EcdsaSha256 {
+            return Err(Error::unsupported(algorithm));
+        }
+        if self.flaw == Flaw::LogsTheSecret {
+            let secret = self.host.secret("token")?;
+            tracing::debug!("signing with {:?}", std::str::from_utf8(secret.expose()));
+        }
+        tracing::info!(lane = ?call.lane, "signing");
+        let digest = if self.flaw == Flaw::SignsSomethingElse { &[0; 32] } else { input };
+        let signature = EcdsaSig::sign(digest, &KEY).unwrap().to_der().unwrap();
+        match out.write(&signature) {
+            Err(error) if self.flaw == Flaw::HidesTheSmallBuffer => {
+                Err(Error::new(Code::Internal, error.message))
+            }
+            result => result,
+        }
+    }
+
+    fn decrypt(
+        &self,
+        _call: &Call<'_>,
+        key: &[u8],
+        algorithm: Algorithm,
+        _input: &[u8],
+        _out: &mut Output<'_>,
+    ) -> Result<(), Error> {
+        if key.starts_with(b"key ") { Err(Error::unsupported(algorithm)) } else { Err(Error::unknown_key()) }
+    }
+
+    fn health(&self, _call: &Call<'_>) -> Result<Health, Error> {
+        let generation = match self.flaw {
+            Flaw::UnsteadyHealth => self.count.fetch_add(1, Ordering::Relaxed),
+            _ => 0,
+        };
+        Ok(Health { generation })
+    }
+
+    fn close(&self, _grace: Duration) {}
+}
+
+impl Memory {
+    fn key(&self, index: usize) -> Key {
+        static OPENED: AtomicU64 = AtomicU64::new(0);
+        let unique = match self.flaw {
+            Flaw::ForgetsIds => OPENED.fetch_add(1, Ordering::Relaxed),
+            _ => 0,
+        };
+        let algorithms = match self.flaw {
+            Flaw::ClaimsTooMuch => vec![Algorithm::EcdsaSha256, Algorithm::EcdsaSha384],
+            Flaw::UnknownFamily => vec![Algorithm::EcdsaSha256, Algorithm::Ed25519],
+            _ => vec![Algorithm::EcdsaSha256],
+        };
+        Key {
+            id: format!("key {index} {unique}").into_bytes(),
+            spki: KEY.public_key_to_der().unwrap(),
+            label: format!("memory {index}"),
+            algorithms,
+            call_class: if index == 0 { CallClass::Inline } else { CallClass::Blocking },
+        }
+    }
+}
+
+fn silent() -> Finding {
+    Finding {
+        severity: Severity::Warning,
+        subject: String::new(),
+        error: Error::new(Code::NotFound, ""),
+        hint: String::new(),
+    }
+}
+
+fn flawed(flaw: &str) -> Subject {
+    Subject::new(&TABLE).config(json!({ "flaw": flaw })).secret("token", b"a secret value")
+}
+
+/// What [`conformance::run`] says of a flaw; `None` where it finds none.
+fn verdict(flaw: &'static str) -> Option<String> {
+    catch_unwind(|| conformance::run(&flawed(flaw))).err().map(|panic| *panic.downcast::<String>().unwrap())
+}
+
+#[test]
+fn passes_a_backend_that_keeps_the_rules() {
+    conformance::run(&flawed("None"));
+    conformance::run(&Subject::new(&TABLE).config(json!({ "blocking_keys": 2 })));
+}
+
+#[test]
+fn walks_listings_of_many_pages() {
+    let subject = Subject::new(&TABLE).config(json!({ "blocking_keys": 600 }));
+    let listing = subject.open().unwrap().listing().unwrap();
+    assert_eq!(listing.keys.len(), 601);
+    assert_eq!(listing.keys.last().unwrap().label, "memory 600");
+    conformance::lists_well_formed_keys(&subject).unwrap();
+}
+
+#[test]
+fn catches_a_backend_that_breaks_a_rule() {
+    for (flaw, case) in [
+        ("AcceptsUnknownKeys", "refuses_unknown_keys"),
+        ("ClaimsTooMuch", "does_what_its_keys_claim"),
+        ("Empty", "closes: the store has no keys"),
+        ("ForgetsIds", "lists_the_same_keys_after_reopening"),
+        ("LogsTheSecret", "keeps_secrets"),
+        ("HidesTheSmallBuffer", "respects_the_output_buffer"),
+        ("Panics", "does_what_its_keys_claim: key `memory 0`: ecdsa-sha256: the plugin panicked: a flaw"),
+        ("SignsSomethingElse", "does_what_its_keys_claim"),
+        ("SilentFinding", "lists_well_formed_keys"),
+        ("UnknownFamily", "lists_well_formed_keys"),
+        ("UnsteadyHealth", "answers_health"),
+    ] {
+        let verdict = verdict(flaw).unwrap_or_else(|| panic!("{flaw} is not caught"));
+        assert!(verdict.contains(&format!("  {case}")), "{flaw}: {verdict}");
+    }
+}
+
+#[test]
+fn forwards_events_with_the_request_they_belong_to() {
+    let session = flawed("None").open().unwrap();
+    let key = session.listing().unwrap().keys.remove(0);
+    let mut request = Request::new(&key, Algorithm::EcdsaSha256, &[1; 32]);
+    request.request_id = "request 7";
+    session.perform(Algorithm::EcdsaSha256.operation(), &request).unwrap();
+    let records = session.host().records();
+    let record = records.iter().find(|record| record.message == "signing").unwrap();
+    assert_eq!((record.level, record.request_id.as_str()), (3, "request 7"));
+    assert_eq!(record.fields, r#"{"lane":"Inline"}"#);
+}
+
+#[test]
+fn answers_unavailable_after_closing() {
+    let session = flawed("None").open().unwrap();
+    let key = session.listing().unwrap().keys.remove(0);
+    session.close().unwrap();
+    let error = session.sign(&key, Algorithm::EcdsaSha256, &[1; 32]).unwrap_err();
+    assert_eq!(error.code, Code::Unavailable);
+}
