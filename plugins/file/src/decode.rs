@@ -212,3 +212,43 @@ fn split<'a>(bytes: &'a [u8], at: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
     let start = find(bytes, at)?;
     Some((bytes.get(..start)?, bytes.get(start + at.len()..)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const P256: &[u8] = include_bytes!("../tests/fixtures/p-256.pem");
+    const ENCRYPTED: &[u8] = include_bytes!("../tests/fixtures/encrypted-scrypt.pem");
+
+    fn read(file: &[u8]) -> Result<PrivateKey, Refusal> {
+        private_key(file, || Err(Error::new(Code::NotFound, "none")))
+    }
+
+    /// Damages reach AWS-LC's parsers too; what can't be a key of the same length is refused, and nothing crashes.
+    #[test]
+    fn survives_keys_that_are_cut_or_damaged() {
+        let der = from_pem(P256).unwrap();
+        let encrypted = from_pem(ENCRYPTED).unwrap();
+        for whole in [P256, ENCRYPTED, &der, &encrypted] {
+            for end in 0..whole.len() - 1 {
+                assert!(read(&whole[..end]).is_err(), "{end} bytes of {}", whole.len());
+            }
+            for at in 0..whole.len() {
+                let mut damaged = whole.to_vec();
+                damaged[at] ^= 1 << (at % 8);
+                let _ = read(&damaged);
+            }
+        }
+    }
+
+    #[test]
+    fn tells_structures_apart() {
+        let of = |pem| Structure::of(&from_pem(pem).unwrap());
+        assert_eq!(of(P256), Some(Structure::Pkcs8));
+        assert_eq!(of(ENCRYPTED), Some(Structure::EncryptedPkcs8));
+        assert_eq!(Structure::of(&[0x30, 0x06, 2, 1, 0, 2, 1, 5]), Some(Structure::Pkcs1));
+        assert_eq!(Structure::of(&[0x30, 0x05, 2, 1, 1, 4, 0]), Some(Structure::Sec1));
+        assert_eq!(Structure::of(&[0x30, 0x05, 2, 1, 1, 4, 0, 0]), None);
+        assert_eq!(Structure::of(&[0x31, 0x05, 2, 1, 1, 4, 0]), None);
+    }
+}

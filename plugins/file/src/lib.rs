@@ -53,6 +53,8 @@ type Id = [u8; 32];
 struct Seen {
     fingerprint: Option<u64>,
     generation: u64,
+    /// Whether the place couldn't be looked at the last time.
+    lost: bool,
 }
 
 /// The configuration, as the README explains it.
@@ -142,8 +144,12 @@ impl Backend for FileBackend {
         self.sign(call, key, algorithm, input, out)
     }
 
+    /// Keys that have been read work on when their files can't be looked at for a time.
     fn health(&self, _call: &Call<'_>) -> Result<Health, Error> {
-        let generation = self.observe(self.place.files()?.fingerprint);
+        let generation = match self.place.files() {
+            Ok(files) => self.observe(files.fingerprint),
+            Err(error) => self.lose(&error),
+        };
         Ok(Health { generation })
     }
 
@@ -156,8 +162,18 @@ impl FileBackend {
     /// Notes a look at the files; answers with a generation that counts the changes.
     fn observe(&self, fingerprint: u64) -> u64 {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.lost = false;
         if seen.fingerprint.replace(fingerprint).is_some_and(|before| before != fingerprint) {
             seen.generation += 1;
+        }
+        seen.generation
+    }
+
+    /// Notes a look that failed, with a word to the operator for the first of several.
+    fn lose(&self, error: &Error) -> u64 {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::replace(&mut seen.lost, true) {
+            tracing::warn!("{error}; the keys read before are still served");
         }
         seen.generation
     }

@@ -153,12 +153,20 @@ fn serves_what_the_latest_listing_has() {
 }
 
 #[test]
-fn reports_a_directory_that_has_gone() {
+fn serves_on_when_its_directory_has_gone_and_says_so_once() {
     let place = Place::new();
+    place.put("keys/a.key", &fixture("p-256.pem"));
     let dir = place.path().join("keys");
-    fs::create_dir(&dir).unwrap();
     let session = subject_of(&json!({ "dir": dir })).open().unwrap();
-    fs::remove_dir(&dir).unwrap();
-    assert_eq!(session.health().unwrap_err().code, Code::Unavailable);
+    let key = session.listing().unwrap().keys.remove(0);
+    let generation = session.health().unwrap().generation;
+    fs::remove_dir_all(&dir).unwrap();
+    for _ in 0..2 {
+        assert_eq!(session.health().unwrap().generation, generation);
+    }
     assert_eq!(session.listing().unwrap_err().code, Code::Unavailable);
+    session.sign(&key, Algorithm::EcdsaSha256, &[1; 32]).unwrap();
+    let records = session.host().records();
+    assert_eq!(records.len(), 1, "{records:?}");
+    assert!(records[0].level == 2 && records[0].message.contains("still served"), "{records:?}");
 }
