@@ -59,18 +59,27 @@ impl Lanes {
 
     /// Puts a job in the queue.
     pub(crate) fn submit(&self, job: Job) -> Result<(), Full> {
-        let mut state = self.shared.lock();
+        let state = self.shared.lock();
         let free = state.idle + state.lanes.saturating_sub(state.started) as usize;
         if state.closed || state.waiting.len() >= self.shared.queue + free {
             return Err(Full);
         }
+        self.enqueue(state, job);
+        Ok(())
+    }
+
+    /// Puts a job in the queue, full or not: for what must be done once, and last.
+    pub(crate) fn submit_regardless(&self, job: Job) {
+        self.enqueue(self.shared.lock(), job);
+    }
+
+    fn enqueue(&self, mut state: MutexGuard<'_, State>, job: Job) {
         state.waiting.push_back(job);
         if state.waiting.len() > state.idle && state.started < state.lanes {
             self.start(&mut state);
         }
         drop(state);
         self.shared.wake.notify_one();
-        Ok(())
     }
 
     fn start(&self, state: &mut State) {
@@ -165,7 +174,10 @@ mod tests {
         let (tx, rx) = mpsc::channel();
         lanes.submit(Box::new(move |lane| tx.send(lane).unwrap())).unwrap();
         assert!(lanes.submit(Box::new(|_| ())).is_err(), "one running, one waiting: full");
+        let (last, done) = mpsc::channel();
+        lanes.submit_regardless(Box::new(move |lane| last.send(lane).unwrap()));
         release.send(()).unwrap();
         assert_eq!(rx.recv().unwrap(), 0);
+        assert_eq!(done.recv().unwrap(), 0);
     }
 }

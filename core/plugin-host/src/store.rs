@@ -33,6 +33,9 @@ use crate::{
 /// directory with thousands of encrypted files, takes a while.
 const HOUSEKEEPING_DEADLINE: Duration = Duration::from_secs(120);
 
+/// How many such calls wait for the one before them. Few: more of them mean that it hangs.
+const HOUSEKEEPING_QUEUE: usize = 4;
+
 /// How long a call waits for its turn among the inline calls before it goes to a lane instead.
 const INLINE_WAIT: Duration = Duration::from_millis(100);
 
@@ -130,7 +133,12 @@ impl Store {
             Services::new(&spec.name, &spec.plugin, &spec.config, spec.secrets, Arc::clone(&host.latch));
         Self {
             lanes: Arc::new(Lanes::new(&spec.name, 0, spec.limits.lanes, spec.limits.queue)),
-            housekeeping: Lanes::new(&format!("{}/housekeeping", spec.name), LANE_HOUSEKEEPING, 1, 1),
+            housekeeping: Lanes::new(
+                &format!("{}/housekeeping", spec.name),
+                LANE_HOUSEKEEPING,
+                1,
+                HOUSEKEEPING_QUEUE,
+            ),
             host: Arc::clone(host),
             inline: Arc::clone(&host.inline),
             instance: RwLock::default(),
@@ -271,18 +279,19 @@ impl Store {
         Ok(())
     }
 
-    /// Closes the store within `grace`; calls that hang are left to themselves, and no other starts.
+    /// Closes the store within `grace`, for good: its configuration is forgotten. Calls that hang are left to
+    /// themselves, and no other starts.
     pub async fn close(&self, grace: Duration) {
         let instance = self.instance.write().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(instance) = instance {
             instance.stop();
             let (closed, done) = oneshot::channel();
             // Not by `housekeep`: however late its turn comes, the plugin is to hear of it.
-            let closing = self.housekeeping.submit(Box::new(move |_| {
+            self.housekeeping.submit_regardless(Box::new(move |_| {
                 instance.close(grace);
                 let _ = closed.send(());
             }));
-            if closing.is_err() || timeout(grace, done).await.is_err() {
+            if timeout(grace, done).await.is_err() {
                 tracing::warn!(store = self.name, "the store did not close within {grace:?}");
             }
         }

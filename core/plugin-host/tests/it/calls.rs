@@ -8,20 +8,11 @@ use tokio::task::JoinHandle;
 
 use crate::{
     gate::Gate,
-    rig::{BRIEF, PATIENCE, Rig, key, logged, opened, sign, spawn_sign},
+    rig::{BRIEF, PATIENCE, Rig, key, logged, opened, sign, spawn_sign, submitted},
 };
 
 fn plan(name: &str, class: &str, deed: Value) -> Value {
     json!({"name": name, "class": class, "sign": deed})
-}
-
-/// The future has been polled once: its call has been submitted.
-async fn submitted<T>(future: &mut (impl Future<Output = T> + Unpin)) {
-    tokio::select! {
-        biased;
-        _ = future => panic!("the call is done already"),
-        () = std::future::ready(()) => (),
-    }
 }
 
 async fn join(call: JoinHandle<Result<Vec<u8>, Failure>>) -> Result<Vec<u8>, Failure> {

@@ -1,13 +1,13 @@
 //! The end of a store.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use keystead_plugin_host::Class;
+use keystead_plugin_host::{Class, Limits};
 use serde_json::json;
 
 use crate::{
     gate::Gate,
-    rig::{BRIEF, PATIENCE, Rig, key, logged, sign, spawn_sign},
+    rig::{BRIEF, PATIENCE, Rig, key, logged, opened, sign, spawn_sign, submitted},
 };
 
 #[tokio::test]
@@ -40,7 +40,7 @@ async fn closing_waits_for_calls_that_come_back_in_time() {
     let slow = spawn_sign(&store, &key(&listing, "slow"), "", PATIENCE);
     gate.reached();
     let closing = tokio::spawn({
-        let store = std::sync::Arc::clone(&store);
+        let store = Arc::clone(&store);
         async move { store.close(PATIENCE).await }
     });
     while store.keys().await.is_ok() {
@@ -80,19 +80,33 @@ async fn closing_returns_within_its_grace_while_the_plugin_hangs_in_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_plugin_that_hangs_in_health_hears_of_its_closing_afterwards() {
+async fn a_plugin_that_hangs_in_health_hears_of_its_closing_afterwards_and_of_no_call() {
     let rig = Rig::new();
-    let mut gate = Gate::new();
-    let mut closed = Gate::new();
-    let config = json!({"health": gate.deed(), "close": closed.deed()});
-    let (store, _listing) = rig.open("sick", config).await;
+    let (mut healed, mut freed, mut closed) = (Gate::new(), Gate::new(), Gate::new());
+    let keys = json!([
+        {"name": "stuck", "class": "blocking", "sign": freed.deed()},
+        {"name": "good", "class": "blocking"},
+    ]);
+    let config = json!({"keys": keys, "health": healed.deed(), "close": closed.deed()});
+    let store = rig.store_with("sick", config, |spec| spec.limits = Limits { lanes: 1, queue: 1 });
+    let listing = opened(&store).await;
+    let stuck = spawn_sign(&store, &key(&listing, "stuck"), "", PATIENCE);
+    freed.reached();
+    let good = key(&listing, "good");
+    let mut waiting = Box::pin(sign(&store, &good, "sick-waiting", PATIENCE));
+    submitted(&mut waiting).await;
     let health = tokio::spawn({
-        let store = std::sync::Arc::clone(&store);
+        let store = Arc::clone(&store);
         async move { store.health().await }
     });
-    gate.reached();
+    healed.reached();
+
     store.close(Duration::from_millis(20)).await;
-    gate.open();
+    freed.open();
+    stuck.await.unwrap().unwrap();
+    assert_eq!(waiting.await.unwrap_err().to_string(), "the store is closed");
+    assert!(logged(&["signing", "sick-waiting"]).is_empty());
+    healed.open();
     health.await.unwrap().unwrap();
     closed.reached();
 }

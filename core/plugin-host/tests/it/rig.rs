@@ -109,6 +109,15 @@ pub(crate) fn spawn_sign(
     tokio::spawn(async move { sign(&store, &key, &id, time).await })
 }
 
+/// The future has been polled once: its call has been submitted.
+pub(crate) async fn submitted<T>(future: &mut (impl Future<Output = T> + Unpin)) {
+    tokio::select! {
+        biased;
+        _ = future => panic!("the call is done already"),
+        () = std::future::ready(()) => (),
+    }
+}
+
 /// Secrets that are known beforehand.
 #[derive(Default)]
 pub(crate) struct Known(pub(crate) BTreeMap<&'static str, &'static str>);
