@@ -3,12 +3,16 @@
 use std::{
     fs::{File, OpenOptions},
     os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
+    sync::mpsc,
+    thread,
 };
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::rig::PATIENCE;
 
 /// Shut until it is opened or dropped.
 pub(crate) struct Gate {
@@ -27,16 +31,16 @@ impl Gate {
 
     /// The deed of a call that waits here.
     pub(crate) fn deed(&self) -> Value {
-        json!({"wait_for": self.path()})
+        json!({"wait_for": self.pipe})
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.pipe
-    }
-
-    /// Returns when a call waits.
+    /// Returns when a call waits; fails where none comes.
     pub(crate) fn reached(&mut self) {
-        self.writer.get_or_insert_with(|| File::options().write(true).open(&self.pipe).unwrap());
+        let (opened, writer) = mpsc::channel();
+        let pipe = self.pipe.clone();
+        // Opening ends when the other end is open too. In a thread, for it may never be.
+        thread::spawn(move || opened.send(File::options().write(true).open(pipe)));
+        self.writer = Some(writer.recv_timeout(PATIENCE).unwrap().unwrap());
     }
 
     /// Lets those pass who wait.

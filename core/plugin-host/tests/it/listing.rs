@@ -74,10 +74,10 @@ async fn a_listing_without_end_ends_in_an_error() {
 #[tokio::test]
 async fn a_long_listing_arrives_whole() {
     let rig = Rig::new();
-    let keys: Vec<_> = (0..600).map(|number| json!({"name": number.to_string()})).collect();
+    let keys: Vec<_> = (0..1100).map(|number| json!({"name": number.to_string()})).collect();
     let (_store, listing) = rig.open("pages", json!({"keys": keys})).await;
     let labels: Vec<String> = listing.keys.iter().map(|key| key.label().to_owned()).collect();
-    assert_eq!(labels, (0..600).map(|number| number.to_string()).collect::<Vec<_>>());
+    assert_eq!(labels, (0..1100).map(|number| number.to_string()).collect::<Vec<_>>());
 }
 
 #[tokio::test]

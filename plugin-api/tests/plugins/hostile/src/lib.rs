@@ -151,7 +151,9 @@ impl Backend for Hostile {
         let key = self.keys.iter().find(|key| key.listed().id == id).ok_or_else(Error::unknown_key)?;
         tracing::info!(key = key.name(), lane = ?call.lane, "signing");
         let _lane = Occupied::enter(&self.busy, call.lane);
-        key.sign(input, out)
+        key.sign(input, out)?;
+        tracing::info!(key = key.name(), "done");
+        Ok(())
     }
 
     fn decrypt(
