@@ -34,6 +34,7 @@ const SHARE: usize = 4;
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum End {
     /// The client closed it, or was idle, or the server is stopping.
     Clean,

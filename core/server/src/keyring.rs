@@ -31,6 +31,7 @@ pub struct Holder {
 
 /// Why a key was not found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a caller answers each differently")]
 pub enum Missing {
     /// The request names no key.
     Unnamed,

@@ -158,6 +158,7 @@ impl Keeper {
     async fn serve(&self) -> Result<std::convert::Infallible, Failure> {
         let started = Instant::now();
         self.store.store.open().await?;
+        let mut generation = self.store.store.health().await.ok(); // before the listing, so that no change is missed
         self.list().await?;
         tracing::info!(
             store = self.store.name(),
@@ -167,7 +168,6 @@ impl Keeper {
             started.elapsed()
         );
         let mut proofs = JoinSet::new();
-        let mut generation = self.store.store.health().await.ok();
         loop {
             if self.store.prove == Prove::Background {
                 proofs.abort_all();

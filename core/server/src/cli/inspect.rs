@@ -224,15 +224,14 @@ fn store_json(report: &Report) -> Value {
         "name": report.name,
         "plugin": report.plugin,
         "error": report.failure.as_ref().map(failure_json),
-        "keys": report.keys.iter().map(|surveyed| {
-            let mut key = key_json(report, &surveyed.key);
-            key["proven"] = json!(matches!(surveyed.proof, Some(Ok(()))));
-            key["error"] = match &surveyed.proof {
+        "keys": report.keys.iter().map(|surveyed| json!({
+            "key": key_json(report, &surveyed.key),
+            "proven": matches!(surveyed.proof, Some(Ok(()))),
+            "error": match &surveyed.proof {
                 Some(Err(failure)) => failure_json(failure),
                 _ => Value::Null,
-            };
-            key
-        }).collect::<Vec<_>>(),
+            },
+        })).collect::<Vec<_>>(),
         "findings": report.findings.iter().map(|finding| json!({
             "severity": if finding.severity == Severity::Error { "error" } else { "warning" },
             "subject": finding.subject,

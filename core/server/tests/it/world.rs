@@ -26,19 +26,19 @@ use rustls::{
 use tempfile::TempDir;
 
 /// How long anything may take that must happen.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where the recorded exchanges and their keys are.
 const RECORDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../protocol/tests/fixtures");
 
 /// A recorded fixture.
-pub fn recorded(name: &str) -> serde_json::Value {
+pub(crate) fn recorded(name: &str) -> serde_json::Value {
     let text = fs::read(Path::new(RECORDED).join(name)).unwrap();
     serde_json::from_slice(&text).unwrap()
 }
 
 /// Bytes of a hexadecimal text.
-pub fn unhex(text: &str) -> Vec<u8> {
+pub(crate) fn unhex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
@@ -48,17 +48,17 @@ static PLUGINS: LazyLock<testing::PluginDir> = LazyLock::new(|| {
 });
 
 /// The directory with the plugins.
-pub fn plugins() -> &'static Path {
+pub(crate) fn plugins() -> &'static Path {
     PLUGINS.path()
 }
 
 /// A directory with certificates for the server and for a client, and the recorded keys as DER files in `keys`.
-pub struct Files {
+pub(crate) struct Files {
     directory: TempDir,
 }
 
 impl Files {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let files = Self { directory: tempfile::tempdir().unwrap() };
         files.make_certificates();
         fs::create_dir(files.path("keys")).unwrap();
@@ -68,12 +68,12 @@ impl Files {
         files
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// Writes a file that only its owner can read.
-    pub fn write(&self, name: &str, content: &[u8]) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, content: &[u8]) -> PathBuf {
         let path = self.path(name);
         fs::write(&path, content).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
@@ -98,7 +98,7 @@ impl Files {
     }
 
     /// Writes a configuration: the test's own lines, and what every test's server has.
-    pub fn config(&self, lines: &str) -> PathBuf {
+    pub(crate) fn config(&self, lines: &str) -> PathBuf {
         let [cert, key, ca] = ["server.pem", "server-key.pem", "ca.pem"].map(|name| self.path(name));
         let text = format!(
             "listen: 127.0.0.1:0\nmetrics_listen: 127.0.0.1:0\nauth_cert: {}\nauth_key: {}\nclient_ca: {}\n\
@@ -112,7 +112,10 @@ impl Files {
     }
 
     /// The client's TLS, for the versions given.
-    pub fn client_tls(&self, versions: &[&'static rustls::SupportedProtocolVersion]) -> Arc<ClientConfig> {
+    pub(crate) fn client_tls(
+        &self,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(self.path("ca.pem")).unwrap()).unwrap();
         let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -129,11 +132,11 @@ impl Files {
 }
 
 /// A `keystead` that runs; killed when dropped.
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
     log: Arc<Log>,
-    pub address: SocketAddr,
-    pub metrics: SocketAddr,
+    pub(crate) address: SocketAddr,
+    pub(crate) metrics: SocketAddr,
 }
 
 /// What the server has logged, and a way to wait for more.
@@ -145,27 +148,27 @@ struct Log {
 
 impl Server {
     /// Starts a server with the recorded keys in a file store, and further lines of configuration.
-    pub fn with_keys(files: &Files, lines: &str) -> Self {
+    pub(crate) fn with_keys(files: &Files, lines: &str) -> Self {
         let stores = format!("private_key_stores: [{{dir: {}}}]\n{lines}", files.path("keys").display());
         Self::start(files, &stores)
     }
 
     /// Starts a server, and waits until it is ready.
-    pub fn start(files: &Files, lines: &str) -> Self {
+    pub(crate) fn start(files: &Files, lines: &str) -> Self {
         let server = Self::start_unready(files, lines);
         server.wait_until_ready();
         server
     }
 
     /// Starts a server, and waits until it listens.
-    pub fn start_unready(files: &Files, lines: &str) -> Self {
+    pub(crate) fn start_unready(files: &Files, lines: &str) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_keystead"));
         command.arg("run").arg("-c").arg(files.config(lines));
         Self::spawn(command)
     }
 
     /// Starts a command that serves, and waits until it listens.
-    pub fn spawn(mut command: Command) -> Self {
+    pub(crate) fn spawn(mut command: Command) -> Self {
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Log::default());
         let (errors, shared) = (child.stderr.take().unwrap(), Arc::clone(&log));
@@ -175,7 +178,7 @@ impl Server {
         Self { child, log, address, metrics }
     }
 
-    pub fn wait_until_ready(&self) {
+    pub(crate) fn wait_until_ready(&self) {
         let end = Instant::now() + PATIENCE;
         while self.get("/readyz").0 != 200 {
             assert!(Instant::now() < end, "never ready:\n{}", self.log());
@@ -184,17 +187,17 @@ impl Server {
     }
 
     /// Waits for a line of the log that contains a text, and answers it.
-    pub fn wait_for(&self, text: &str) -> String {
+    pub(crate) fn wait_for(&self, text: &str) -> String {
         self.log.wait_for(text)
     }
 
     /// The log so far.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.log.lines.lock().unwrap().0.join("\n")
     }
 
     /// Status and body of a page of the metrics port.
-    pub fn get(&self, path: &str) -> (u16, String) {
+    pub(crate) fn get(&self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.metrics).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
@@ -203,12 +206,12 @@ impl Server {
         (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// Waits until the process has ended.
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let end = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -219,7 +222,7 @@ impl Server {
         }
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 }
@@ -260,7 +263,7 @@ fn address(line: &str, before: &str) -> SocketAddr {
 }
 
 /// Configuration lines of a store `hostile` that holds the recorded P-256 key, and does what `plan` says with it.
-pub fn hostile(files: &Files, plan: &str) -> String {
+pub(crate) fn hostile(files: &Files, plan: &str) -> String {
     let key = files.path("keys/p256.key");
     format!(
         "private_key_stores:\n- {{name: hostile, plugin: hostile, prove: never, config: {{keys: [{{file: {}, {plan}}}]}}}}\n",
@@ -269,18 +272,18 @@ pub fn hostile(files: &Files, plan: &str) -> String {
 }
 
 /// A client that speaks raw bytes over TLS.
-pub struct Client {
+pub(crate) struct Client {
     stream: StreamOwned<ClientConnection, TcpStream>,
     buffer: Vec<u8>,
 }
 
 impl Client {
-    pub fn connect(files: &Files, server: &Server) -> Self {
+    pub(crate) fn connect(files: &Files, server: &Server) -> Self {
         Self::connect_with(files.client_tls(&[&TLS12, &TLS13]), server.address).unwrap()
     }
 
     /// Connects and shakes hands.
-    pub fn connect_with(tls: Arc<ClientConfig>, address: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn connect_with(tls: Arc<ClientConfig>, address: SocketAddr) -> io::Result<Self> {
         let mut socket = TcpStream::connect(address)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
@@ -292,17 +295,17 @@ impl Client {
         Ok(Self { stream: StreamOwned::new(connection, socket), buffer: Vec::new() })
     }
 
-    pub fn send(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         assert!(self.try_send(bytes), "the server takes no more");
     }
 
     /// Sends; false where the server doesn't take it.
-    pub fn try_send(&mut self, bytes: &[u8]) -> bool {
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).and_then(|()| self.stream.flush()).is_ok()
     }
 
     /// Whether the server has closed the connection, as far as can be seen without waiting.
-    pub fn is_closed(&mut self) -> bool {
+    pub(crate) fn is_closed(&mut self) -> bool {
         self.stream.sock.set_nonblocking(true).unwrap();
         let closed = match self.stream.conn.read_tls(&mut self.stream.sock) {
             Ok(0) => true,
@@ -314,7 +317,7 @@ impl Client {
     }
 
     /// The next answer as raw bytes; `None` where the server has closed the connection.
-    pub fn receive(&mut self) -> Option<Vec<u8>> {
+    pub(crate) fn receive(&mut self) -> Option<Vec<u8>> {
         loop {
             if let Some((frame, _)) = Frame::split(&self.buffer) {
                 let len = frame.len();
@@ -333,29 +336,29 @@ impl Client {
     }
 
     /// Id and content of the next answer.
-    pub fn answer(&mut self) -> (u32, Result<Vec<u8>, ErrorCode>) {
+    pub(crate) fn answer(&mut self) -> (u32, Result<Vec<u8>, ErrorCode>) {
         let frame = self.receive().expect("the server closed the connection");
         (id(&frame), content(&frame))
     }
 
     /// One operation, there and back.
-    pub fn ask(&mut self, ski: Ski, opcode: Opcode, payload: &[u8]) -> Result<Vec<u8>, ErrorCode> {
+    pub(crate) fn ask(&mut self, ski: Ski, opcode: Opcode, payload: &[u8]) -> Result<Vec<u8>, ErrorCode> {
         self.send(&request(1, ski, opcode, payload));
         self.answer().1
     }
 
     /// Says that nothing more will be sent.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         self.stream.conn.send_close_notify();
         self.stream.flush().unwrap();
         self.stream.sock.shutdown(std::net::Shutdown::Write).unwrap();
     }
 
-    pub fn version(&self) -> rustls::ProtocolVersion {
+    pub(crate) fn version(&self) -> rustls::ProtocolVersion {
         self.stream.conn.protocol_version().unwrap()
     }
 
-    pub fn socket(&self) -> &TcpStream {
+    pub(crate) fn socket(&self) -> &TcpStream {
         &self.stream.sock
     }
 }
@@ -372,21 +375,21 @@ fn content(frame: &[u8]) -> Result<Vec<u8>, ErrorCode> {
 }
 
 /// A request as bytes.
-pub fn request(id: u32, ski: Ski, opcode: Opcode, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn request(id: u32, ski: Ski, opcode: Opcode, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     Request { opcode, payload, ski: Some(ski), ..Request::default() }.encode(id, &mut bytes).unwrap();
     bytes
 }
 
 /// A ping as bytes.
-pub fn ping(id: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn ping(id: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     Request { opcode: Opcode::PING, payload, ..Request::default() }.encode(id, &mut bytes).unwrap();
     bytes
 }
 
 /// The SKIs of the recorded keys.
-pub fn skis() -> HashMap<String, Ski> {
+pub(crate) fn skis() -> HashMap<String, Ski> {
     let skis = recorded("server.json")["skis"].clone();
     skis.as_object()
         .unwrap()
