@@ -3,10 +3,49 @@
 //! A plugin is a backend for private keys: files, an HSM, a cloud service. Its author implements [`Backend`] and
 //! exports it:
 //!
-//! ```ignore
-//! struct Vault { /* … */ }
-//! impl keystead_plugin_api::Backend for Vault { /* … */ }
+//! ```
+//! use keystead_plugin_api::{
+//!     Algorithm, Backend, Call, Description, Error, Health, Host, Isolation, Listing, Output,
+//! };
+//!
+//! /// A vault without keys.
+//! struct Vault;
+//!
+//! impl Backend for Vault {
+//!     const DESCRIPTION: Description = Description {
+//!         name: "vault",
+//!         version: "1.0.0",
+//!         vendor: "Example Ltd",
+//!         isolation: Isolation::Inline,
+//!         lanes_max: None,
+//!         schema: r#"{"type": "object"}"#,
+//!     };
+//!
+//!     fn open(_host: Host) -> Result<Self, Error> {
+//!         Ok(Self)
+//!     }
+//!
+//!     fn keys(&self, _: &Call<'_>) -> Result<Listing, Error> {
+//!         Ok(Listing::default())
+//!     }
+//!
+//!     fn sign(&self, _: &Call<'_>, _: &[u8], _: Algorithm, _: &[u8], _: &mut Output<'_>) -> Result<(), Error> {
+//!         Err(Error::unknown_key())
+//!     }
+//!
+//!     fn decrypt(&self, _: &Call<'_>, _: &[u8], _: Algorithm, _: &[u8], _: &mut Output<'_>) -> Result<(), Error> {
+//!         Err(Error::unknown_key())
+//!     }
+//!
+//!     fn health(&self, _: &Call<'_>) -> Result<Health, Error> {
+//!         Ok(Health::default())
+//!     }
+//!
+//!     fn close(&self, _grace: std::time::Duration) {}
+//! }
+//!
 //! keystead_plugin_api::export_backend!(Vault);
+//! # fn main() {}
 //! ```
 //!
 //! The library is built as a `cdylib` named `libkeystead_plugin_NAME.so` and put into a plugin directory; the
