@@ -57,6 +57,11 @@ impl Lanes {
         state.lanes = state.lanes.min(lanes).max(1);
     }
 
+    /// The most threads that there will be.
+    pub(crate) fn count(&self) -> u32 {
+        self.shared.lock().lanes
+    }
+
     /// Puts a job in the queue.
     pub(crate) fn submit(&self, job: Job) -> Result<(), Full> {
         let state = self.shared.lock();

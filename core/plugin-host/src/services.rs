@@ -3,6 +3,7 @@
 
 use std::{
     ffi::c_void,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -151,6 +152,12 @@ unsafe fn answer(out: *mut Buffer, value: Option<&[u8]>) -> u32 {
     }
 }
 
+/// Runs code of the server's, a subscriber or a source of secrets: a panic there must not end the process, which it
+/// would at the boundary to the plugin.
+fn contain<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or(otherwise)
+}
+
 unsafe extern "C" fn log_enabled(_context: *mut c_void, level: u32) -> u32 {
     macro_rules! enabled {
         ($level:ident) => {
@@ -169,7 +176,7 @@ unsafe extern "C" fn log_enabled(_context: *mut c_void, level: u32) -> u32 {
 unsafe extern "C" fn log(context: *mut c_void, record: *const LogRecord) {
     // SAFETY: the context is ours, and the plugin passes a record of its own or, in error, NULL.
     if let (services, Some(record)) = unsafe { (services(context), record.as_ref()) } {
-        services.record(record);
+        contain((), || services.record(record));
     }
 }
 
@@ -185,7 +192,8 @@ unsafe extern "C" fn secret(context: *mut c_void, name: Bytes, out: *mut Buffer)
     // SAFETY: the context is ours, and the plugin keeps the name valid through the call.
     let (services, name) = unsafe { (services(context), name.as_slice()) };
     let name = std::str::from_utf8(name).unwrap_or_default();
-    match services.private().and_then(|private| private.secrets.read(name)) {
+    let read = || services.private().and_then(|private| private.secrets.read(name));
+    match contain(Some(Err("reading it panicked".to_owned())), read) {
         Some(Err(error)) => {
             tracing::warn!(store = services.store, secret = name, "a secret can't be read: {error}");
             Code::Unavailable as u32

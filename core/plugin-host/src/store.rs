@@ -163,10 +163,10 @@ impl Store {
         &self.plugin
     }
 
-    /// What it may use.
+    /// What it may use; no more lanes than the plugin can, once that is known.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        self.limits
+        Limits { lanes: self.lanes.count(), ..self.limits }
     }
 
     /// What the plugin says it is; `None` until it has been loaded.
@@ -331,7 +331,7 @@ impl Store {
                 let _ = answer.send(call(&*instance, &key, algorithm, &input, lane, Some(deadline), &id));
             }
         };
-        self.lanes.submit(Box::new(job)).map_err(|_| shed(self.limits))?;
+        self.lanes.submit(Box::new(job)).map_err(|_| shed(self.limits()))?;
         match timeout_at(request.deadline.into(), result).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) if Instant::now() < request.deadline => {

@@ -136,6 +136,7 @@ async fn calls_on_one_lane_never_overlap() {
         spec.limits = Limits { lanes: 16, queue: 256 };
     });
     let listing = opened(&store).await;
+    assert_eq!(store.limits().lanes, 4, "the plugin can use no more");
     let slow = key(&listing, "slow");
     let calls: Vec<_> = (0..100).map(|_| spawn_sign(&store, &slow, "lanes-never", PATIENCE)).collect();
     for call in calls {

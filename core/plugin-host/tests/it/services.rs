@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use keystead_plugin_host::{Class, StoreSpec};
+use keystead_plugin_host::{Class, Secrets, StoreSpec};
 use serde_json::json;
+use zeroize::Zeroizing;
 
 use crate::rig::{Known, PATIENCE, Rig, key, logged, opened, sign};
 
@@ -49,6 +50,27 @@ async fn a_secret_reaches_the_plugin_and_nothing_else() {
     );
     for value in ["correct horse", "battery staple"] {
         assert!(logged(&[value]).is_empty(), "{value}");
+    }
+}
+
+#[tokio::test]
+async fn a_source_of_secrets_that_fails_or_panics_fails_the_opening_alone() {
+    struct Broken;
+    impl Secrets for Broken {
+        fn read(&self, name: &str) -> Option<Result<Zeroizing<Vec<u8>>, String>> {
+            assert_eq!(name, "unreadable", "as the test wants it");
+            Some(Err("no such file".to_owned()))
+        }
+    }
+    let rig = Rig::new();
+    for (name, reason) in [("unreadable", "no such file"), ("pin", "reading it panicked")] {
+        let login = json!({"login": {"token": "t", "secret": name, "pin": "1234"}});
+        let store = rig.store_with("broken", login, |spec| spec.secrets = Box::new(Broken));
+        let failure = store.open().await.unwrap_err();
+        let message = format!("the secret `{name}` can't be had (unavailable)");
+        assert_eq!((failure.class, failure.message), (Class::Unavailable, message));
+        let told = logged(&["WARN", r#"store="broken""#, &format!("a secret can't be read: {reason}")]);
+        assert_eq!(told.len(), 1);
     }
 }
 
