@@ -5,11 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
-pub use crate::kit::{Credentials, Host};
-use crate::{Algorithm, Code, Error};
+use crate::{Algorithm, Code, Error, Host};
 
 /// A backend for private keys.
 ///
@@ -266,18 +264,6 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(…)")
-    }
-}
-
-impl Host {
-    /// The store's configuration.
-    ///
-    /// # Errors
-    ///
-    /// [`Code::InvalidInput`] with serde's message, which names the member and what was expected.
-    pub fn config<T: DeserializeOwned>(&self) -> Result<T, Error> {
-        let json = self.config_json()?;
-        serde_json::from_slice(json.expose()).map_err(|error| Error::invalid(format!("config: {error}")))
     }
 }
 

@@ -20,8 +20,8 @@ use tracing::{
 use tracing_subscriber::{Layer, layer::Context, prelude::*, registry};
 
 use crate::{
+    Host,
     abi::{Bytes, LogRecord, struct_size},
-    kit::Host,
 };
 
 thread_local! {

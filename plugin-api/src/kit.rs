@@ -17,15 +17,13 @@ use abi_stable::{
     library::{CheckTypeLayout, RootModuleResult},
     prefix_type::PrefixTypeTrait,
 };
-use zeroize::Zeroizing;
 
 use crate::{
-    Algorithm, Backend, Call, CallClass, Code, Description, Error, Health, Isolation, Lane, Listing, Output,
-    Secret, Severity,
+    Algorithm, Backend, Call, CallClass, Code, Description, Error, Health, Host, Isolation, Lane, Listing,
+    Output, Severity,
     abi::{
-        BackendTable, Buffer, Bytes, CREDENTIALS_EXTENSION, Context, CredentialsTable, DRAFT,
-        DescriptionTable, FindingEntry, HealthReport, HostTable, KeyEntry, KeyPage, LANE_HOUSEKEEPING,
-        LANE_INLINE, Report, Root, RootRef, struct_size,
+        BackendTable, Buffer, Bytes, Context, DRAFT, DescriptionTable, FindingEntry, HealthReport, HostTable,
+        KeyEntry, KeyPage, LANE_HOUSEKEEPING, LANE_INLINE, Report, Root, RootRef, struct_size,
     },
     algorithm::Operation,
     forward,
@@ -155,7 +153,7 @@ unsafe extern "C" fn open<B: Backend>(
     store: *mut *mut c_void,
     report: *mut Report,
 ) -> u32 {
-    let host = Host { table: host };
+    let host = Host::new(host);
     forward::install(host);
     // SAFETY: the host passes a report of its own that lives through the call.
     let report = unsafe { report.as_mut() };
@@ -421,103 +419,5 @@ fn finding_entry(finding: &crate::Finding) -> FindingEntry {
         subject: Bytes::new(finding.subject.as_bytes()),
         message: Bytes::new(finding.error.message.as_bytes()),
         hint: Bytes::new(finding.hint.as_bytes()),
-    }
-}
-
-/// A store's way to the host. Cheap to copy, usable from any thread until the process ends.
-#[derive(Clone, Copy)]
-pub struct Host {
-    table: *const HostTable,
-}
-
-// SAFETY: the host's functions may be called from any thread, and its table lives until the process ends (`abi`).
-unsafe impl Send for Host {}
-// SAFETY: as above; the table is never written to.
-unsafe impl Sync for Host {}
-
-impl Host {
-    pub(crate) fn table(&self) -> &'static HostTable {
-        // SAFETY: a `Host` is only made from the table given to `open`, which lives until the process ends.
-        unsafe { &*self.table }
-    }
-
-    pub(crate) fn config_json(&self) -> Result<Secret, Error> {
-        let table = self.table();
-        // SAFETY: the empty path and the buffer live through the call.
-        read(|buffer| unsafe { (table.config)(table.context, Bytes::EMPTY, buffer) })
-            .map_err(|code| Error::new(code, "the host gave no configuration"))
-    }
-
-    /// The value of a secret that the store's `secrets` name, read afresh at each call.
-    ///
-    /// # Errors
-    ///
-    /// [`Code::NotFound`] where `secrets` has no such name, [`Code::Unavailable`] where its source can't be read.
-    pub fn secret(&self, name: &str) -> Result<Secret, Error> {
-        let table = self.table();
-        // SAFETY: the name and the buffer live through the call.
-        read(|buffer| unsafe { (table.secret)(table.context, Bytes::new(name.as_bytes()), buffer) })
-            .map_err(|code| Error::new(code, format!("the secret `{name}` can't be had ({code})")))
-    }
-
-    /// Tells the host to list the keys again.
-    pub fn keys_changed(&self) {
-        let table = self.table();
-        // SAFETY: the host's own context is passed back to it.
-        unsafe { (table.keys_changed)(table.context) }
-    }
-
-    /// The host's memory of refused credentials; `None` where the host has none.
-    #[must_use]
-    pub fn credentials(&self) -> Option<Credentials> {
-        let table = self.table();
-        let name = Bytes::new(CREDENTIALS_EXTENSION.as_bytes());
-        // SAFETY: the name lives through the call; under this name the host answers NULL or a `CredentialsTable`
-        // that lives until the process ends.
-        let credentials = unsafe {
-            let extension = (table.extension)(table.context, name);
-            extension.cast::<CredentialsTable>().as_ref()?
-        };
-        Some(Credentials { host: *self, table: credentials })
-    }
-}
-
-/// The host's memory of refused credentials: ask before presenting a secret to a token, report when it was refused.
-#[derive(Clone, Copy)]
-pub struct Credentials {
-    host: Host,
-    table: &'static CredentialsTable,
-}
-
-impl Credentials {
-    /// Whether this token has refused this secret before. Then it must not be presented again.
-    #[must_use]
-    pub fn refused(&self, token: &str, secret: &[u8]) -> bool {
-        let context = self.host.table().context;
-        // SAFETY: both slices live through the call.
-        unsafe { (self.table.refused)(context, Bytes::new(token.as_bytes()), Bytes::new(secret)) != 0 }
-    }
-
-    /// Remembers that this token refused this secret, until the secret or the configuration changes.
-    pub fn report(&self, token: &str, secret: &[u8]) {
-        let context = self.host.table().context;
-        // SAFETY: both slices live through the call.
-        unsafe { (self.table.report)(context, Bytes::new(token.as_bytes()), Bytes::new(secret)) }
-    }
-}
-
-/// Reads a value of unknown length from the host; what it held is zeroed.
-fn read(mut get: impl FnMut(*mut Buffer) -> u32) -> Result<Secret, Code> {
-    let mut memory = Zeroizing::new(vec![0; 4096]);
-    loop {
-        let mut buffer = Buffer::new(&mut memory);
-        let (code, len) = (get(&raw mut buffer), buffer.len);
-        match code {
-            0 => return Ok(Secret::new(memory.get(..len).unwrap_or_default().to_vec())),
-            code if Code::from_number(code) == Code::BufferTooSmall && len > memory.len() => {
-                memory = Zeroizing::new(vec![0; len]);
-            }
-            code => return Err(Code::from_number(code)),
-        }
     }
 }

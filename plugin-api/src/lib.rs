@@ -52,7 +52,8 @@
 //! operator's YAML names it. What crosses the boundary is one C table, [`abi::BackendTable`]: raw pointers, lengths
 //! and integers. The modules, in reading order:
 //!
-//! - [`backend`]: the trait, and all that a plugin gives to and gets from the host;
+//! - [`backend`]: the trait, and what a plugin gives to the host;
+//! - [`host`]: what it gets from the host: configuration, secrets, the memory of refused credentials;
 //! - [`algorithm`]: the open registry of algorithms;
 //! - [`error`]: what went wrong, by class, with the vendor's own code;
 //! - [`abi`]: the C table and its rules, for the host and for plugins that aren't in Rust;
@@ -76,11 +77,13 @@ pub mod backend;
 pub mod conformance;
 pub mod error;
 mod forward;
+pub mod host;
 pub mod kit;
 
 pub use algorithm::{Algorithm, Input};
 pub use backend::{
-    Backend, Call, CallClass, Credentials, Description, Finding, Health, Host, Isolation, Key, Lane, Listing,
-    Output, Secret, Severity,
+    Backend, Call, CallClass, Description, Finding, Health, Isolation, Key, Lane, Listing, Output, Secret,
+    Severity,
 };
 pub use error::{Code, Error, Vendor};
+pub use host::{Credentials, Host};

@@ -10,7 +10,7 @@ use std::{
 use keystead_plugin_host::{Class, Failure};
 use keystead_protocol::Ski;
 
-use crate::{service::key_name, tls::Peer};
+use crate::tls::Peer;
 
 const EVERY: Duration = Duration::from_secs(10);
 
@@ -39,7 +39,7 @@ impl Failures {
         tracing::warn!(
             store,
             class = failure.class.name(),
-            ski = key_name(ski),
+            ski = ski.map(|ski| ski.to_string()),
             peer = peer.name(),
             request,
             since,

@@ -16,10 +16,7 @@ use tokio::{
     sync::Semaphore,
 };
 
-use crate::{
-    metrics::Metrics,
-    stores::{State, Stores},
-};
+use crate::{metrics::Metrics, store::State, stores::Stores};
 
 /// For a client to send the head of a request.
 const PATIENCE: Duration = Duration::from_secs(10);

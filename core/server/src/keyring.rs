@@ -11,7 +11,7 @@ use std::{
 use keystead_plugin_host::Key;
 use keystead_protocol::{Digest, Ski};
 
-use crate::stores::ManagedStore;
+use crate::store::ManagedStore;
 
 /// Every key that is served, by its names on the wire.
 #[derive(Default)]

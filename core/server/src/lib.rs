@@ -17,7 +17,7 @@
 //! | [`service`] | one request |
 //! | [`policy`] | may they? |
 //! | [`keyring`] | which key? |
-//! | [`stores`] | keeps plugins open |
+//! | [`store`], [`stores`] | keep plugins open |
 //! | [`metrics`], [`http`], [`telemetry`] | what the operator sees |
 //!
 //! Only the binary prints or ends the process.
@@ -35,6 +35,7 @@ pub mod metrics;
 pub mod policy;
 pub mod server;
 pub mod service;
+pub mod store;
 pub mod stores;
 pub mod telemetry;
 pub mod tls;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use keystead_plugin_host::{Algorithm, Class, Failure, Request as Call};
-use keystead_protocol::{ErrorCode, Opcode, Request, Response, Ski};
+use keystead_protocol::{ErrorCode, Opcode, Request, Response};
 
 use crate::{
     config::Config,
@@ -242,9 +242,4 @@ fn encode(response: Response<'_>, id: u32, frame: &mut Vec<u8>) {
         // No backend's result is that long: the host's buffers are smaller.
         let _ = Response::Failure(ErrorCode::INTERNAL).encode(id, frame);
     }
-}
-
-/// For the log: the key that a request names.
-pub(crate) fn key_name(ski: Option<Ski>) -> String {
-    ski.map(|ski| ski.to_string()).unwrap_or_default()
 }

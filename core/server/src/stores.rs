@@ -2,20 +2,18 @@
 //! while it is down. What they list together is the keyring.
 
 use std::{
-    collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
-use keystead_plugin_host as host;
-use keystead_plugin_host::{Class, Failure, Finding, Host, Key, Listing, Severity};
+use keystead_plugin_host::{Class, Failure, Finding, Host, Listing, Severity};
 use tokio::task::JoinSet;
-use zeroize::Zeroizing;
 
 use crate::{
-    config::{self, Operation, Prove},
+    config::{self, Prove},
     keyring::{Holder, Keyring},
+    store::ManagedStore,
 };
 
 /// How often a store is asked how it is.
@@ -34,30 +32,6 @@ const PROOF_DEADLINE: Duration = Duration::from_secs(30);
 pub struct Stores {
     all: Vec<Arc<ManagedStore>>,
     keyring: ArcSwap<Keyring>,
-}
-
-/// A store with what the server decided about it.
-pub struct ManagedStore {
-    store: host::Store,
-    operations: BTreeSet<Operation>,
-    critical: bool,
-    prove: Prove,
-    deadline: Duration,
-    proving: tokio::sync::Mutex<()>,
-    state: Mutex<State>,
-}
-
-/// How a store is.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub enum State {
-    /// It has not been tried yet.
-    #[default]
-    Opening,
-    /// It serves.
-    Up,
-    /// It can't serve, for this reason.
-    Down(Failure),
 }
 
 impl Stores {
@@ -85,7 +59,7 @@ impl Stores {
     /// Whether the server can do its work: every critical store serves, or where none is critical at least one.
     #[must_use]
     pub fn are_ready(&self) -> bool {
-        let critical: Vec<_> = self.all.iter().filter(|store| store.critical).collect();
+        let critical: Vec<_> = self.all.iter().filter(|store| store.is_critical()).collect();
         match critical.is_empty() {
             true => self.all.iter().any(|store| store.is_up()),
             false => critical.iter().all(|store| store.is_up()),
@@ -122,7 +96,7 @@ impl Stores {
         let mut closing = JoinSet::new();
         for store in &self.all {
             let store = Arc::clone(store);
-            closing.spawn(async move { store.store.close(grace).await });
+            closing.spawn(async move { store.store().close(grace).await });
         }
         closing.join_all().await;
     }
@@ -146,7 +120,7 @@ impl Keeper {
         loop {
             match self.serve().await {
                 Ok(never) => match never {},
-                Err(failure) if self.store.critical => return (self.store.name().to_owned(), failure),
+                Err(failure) if self.store.is_critical() => return (self.store.name().to_owned(), failure),
                 Err(failure) => self.down(failure).await,
             }
             tokio::time::sleep(pause).await;
@@ -157,19 +131,19 @@ impl Keeper {
     /// Opens and serves; comes back only when opening or the first listing failed.
     async fn serve(&self) -> Result<std::convert::Infallible, Failure> {
         let started = Instant::now();
-        self.store.store.open().await?;
-        let mut generation = self.store.store.health().await.ok(); // before the listing, so that no change is missed
+        self.store.store().open().await?;
+        let mut generation = self.store.store().health().await.ok(); // before the listing, so that no change is missed
         self.list().await?;
         tracing::info!(
             store = self.store.name(),
-            plugin = self.store.store.plugin(),
+            plugin = self.store.store().plugin(),
             keys = self.holders().len(),
             "the store serves, after {:.1?}",
             started.elapsed()
         );
         let mut proofs = JoinSet::new();
         loop {
-            if self.store.prove == Prove::Background {
+            if self.store.prove() == Prove::Background {
                 proofs.abort_all();
                 proofs.spawn(prove_all(self.holders()));
             }
@@ -184,10 +158,10 @@ impl Keeper {
     async fn changed(&self, generation: &mut Option<u64>) {
         loop {
             tokio::select! {
-                () = self.store.store.keys_changed() => return,
+                () = self.store.store().keys_changed() => return,
                 () = tokio::time::sleep(HEALTH_EVERY) => {}
             }
-            match self.store.store.health().await {
+            match self.store.store().health().await {
                 Ok(now) => {
                     self.store.recovered();
                     if generation.replace(now) != Some(now) {
@@ -200,13 +174,13 @@ impl Keeper {
     }
 
     async fn list(&self) -> Result<(), Failure> {
-        let Listing { keys, findings, .. } = self.store.store.keys().await?;
+        let Listing { keys, findings, .. } = self.store.store().keys().await?;
         for finding in &findings {
             report(self.store.name(), finding);
         }
         let mut holders: Vec<Holder> =
             keys.into_iter().map(|key| Holder::new(Arc::clone(&self.store), key)).collect();
-        if self.store.prove == Prove::Start {
+        if self.store.prove() == Prove::Start {
             for holder in &holders {
                 prove(holder).await;
             }
@@ -271,124 +245,5 @@ pub(crate) fn report(store: &str, finding: &Finding) {
     match finding.severity {
         Severity::Warning => tracing::warn!(store, subject, hint, "{failure}"),
         Severity::Error => tracing::warn!(store, subject, hint, "not served: {failure}"),
-    }
-}
-
-impl ManagedStore {
-    /// A store as configured, not open yet.
-    #[must_use]
-    pub fn new(host: &Arc<Host>, config: &config::Store) -> Self {
-        let spec = host::StoreSpec {
-            name: config.name.clone(),
-            plugin: config.plugin.clone(),
-            config: config.config.clone(),
-            secrets: Box::new(Sources(config.secrets.clone())),
-            limits: host::Limits {
-                lanes: config
-                    .limits
-                    .lanes
-                    .and_then(|lanes| u32::try_from(lanes).ok())
-                    .unwrap_or_else(default_lanes),
-                queue: config.limits.queue,
-            },
-            verify_signatures: match config.verify_signatures {
-                config::VerifySignatures::Auto => host::VerifySignatures::Rsa,
-                config::VerifySignatures::On => host::VerifySignatures::Always,
-                config::VerifySignatures::Off => host::VerifySignatures::Never,
-            },
-        };
-        Self {
-            store: host::Store::new(host, spec),
-            operations: config.operations.clone(),
-            critical: config.critical,
-            prove: config.prove,
-            deadline: config.limits.deadline,
-            proving: tokio::sync::Mutex::default(),
-            state: Mutex::default(),
-        }
-    }
-
-    /// The name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        self.store.name()
-    }
-
-    /// The open store.
-    #[must_use]
-    pub fn store(&self) -> &host::Store {
-        &self.store
-    }
-
-    /// What it may be used for.
-    #[must_use]
-    pub fn operations(&self) -> &BTreeSet<Operation> {
-        &self.operations
-    }
-
-    /// How long one request to it may take.
-    #[must_use]
-    pub fn deadline(&self) -> Duration {
-        self.deadline
-    }
-
-    /// How it is.
-    #[must_use]
-    pub fn state(&self) -> State {
-        self.lock().clone()
-    }
-
-    /// Whether it serves.
-    #[must_use]
-    pub fn is_up(&self) -> bool {
-        matches!(*self.lock(), State::Up)
-    }
-
-    /// Whether a key has to prove itself before it is used.
-    pub(crate) fn wants_proof(&self, key: &Key) -> bool {
-        self.prove != Prove::Never && !key.is_proven()
-    }
-
-    /// Has a key prove itself, unless it has by now; one key at a time.
-    pub(crate) async fn proof(&self, key: &Arc<Key>, deadline: Instant) -> Result<(), Failure> {
-        let _one_at_a_time = self.proving.lock().await;
-        if key.is_proven() {
-            return Ok(());
-        }
-        self.store.prove(key, deadline).await
-    }
-
-    fn recovered(&self) {
-        let before = std::mem::replace(&mut *self.lock(), State::Up);
-        if let State::Down(failure) = before {
-            tracing::info!(store = self.name(), "the store is back; it was down because: {failure}");
-        }
-    }
-
-    /// Notes that it is down; says so once for each reason.
-    fn fell(&self, failure: Failure) {
-        let before = std::mem::replace(&mut *self.lock(), State::Down(failure.clone()));
-        if !matches!(before, State::Down(same) if same == failure) {
-            tracing::warn!(store = self.name(), class = failure.class.name(), "the store is down: {failure}");
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Lanes of a store that sets none: what network HSMs want for their full throughput (20 to 30, by their vendors'
-/// documents), which costs little where it is too many.
-fn default_lanes() -> u32 {
-    24
-}
-
-/// The secrets of a store, by name.
-struct Sources(std::collections::BTreeMap<String, config::SecretSource>);
-
-impl host::Secrets for Sources {
-    fn read(&self, name: &str) -> Option<Result<Zeroizing<Vec<u8>>, String>> {
-        self.0.get(name).map(|source| source.read().map_err(|error| error.to_string()))
     }
 }

@@ -2,13 +2,10 @@
 //!
 //! What is wrong with one entry is a finding; only where nothing could be opened at all is opening an error.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use keystead_plugin_api::{Code, Error, Finding, Host};
-use serde::{
-    Deserialize, Deserializer,
-    de::{SeqAccess, Visitor},
-};
+use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use crate::{
@@ -111,43 +108,11 @@ pub(crate) fn open(host: Host) -> Result<Opened, Error> {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {
-    uris: Uris,
+    uris: Vec<Zeroizing<String>>,
     #[serde(default)]
     legacy: bool,
     module: Option<PathBuf>,
     max_sessions: Option<u32>,
-}
-
-/// The URIs. Decoded by hand, because serde's messages quote a value that doesn't fit, PIN and all.
-struct Uris(Vec<Zeroizing<String>>);
-
-impl<'de> Deserialize<'de> for Uris {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Not `deserialize_seq`: by that, serde_json would refuse, and quote, a text without asking the visitor.
-        deserializer.deserialize_any(ListOfUris)
-    }
-}
-
-struct ListOfUris;
-
-impl<'de> Visitor<'de> for ListOfUris {
-    type Value = Uris;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("`uris` to be a list of PKCS#11 URIs")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Uris, A::Error> {
-        let mut uris = Vec::new();
-        while let Some(uri) = list.next_element()? {
-            uris.push(Zeroizing::new(uri));
-        }
-        Ok(Uris(uris))
-    }
-
-    fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Uris, E> {
-        Err(E::custom("`uris` is a list of PKCS#11 URIs, not a single one"))
-    }
 }
 
 /// One URI whose token is there.
@@ -197,7 +162,7 @@ impl Opening<'_> {
     fn wanted(&mut self) -> Vec<Wanted> {
         let mut slots = Slots::default();
         let config = self.config;
-        let numbered = config.uris.0.iter().zip(1..);
+        let numbered = config.uris.iter().zip(1..);
         numbered.filter_map(|(text, number)| self.resolve(text, number, &mut slots)).collect()
     }
 
@@ -295,7 +260,7 @@ impl Opening<'_> {
         let Some((subject, Problem { mut error, hint })) = self.first else {
             return Error::invalid("config: `uris` is empty; give at least one PKCS#11 URI");
         };
-        let more = match self.config.uris.0.len() {
+        let more = match self.config.uris.len() {
             1 => String::new(),
             all => format!(" (and {} more)", all - 1),
         };

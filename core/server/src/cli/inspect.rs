@@ -10,7 +10,7 @@ use std::{
 use keystead::{
     config::{self, Config, Flags, Operation},
     server,
-    stores::ManagedStore,
+    store::ManagedStore,
     telemetry, tls,
 };
 use keystead_plugin_host::{Algorithm, Failure, Finding, Host, Key, Listing, Severity};

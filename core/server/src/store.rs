@@ -1,0 +1,168 @@
+//! One store as the server sees it: the plugin host's store, what the configuration decided about it, and how it is.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use keystead_plugin_host as host;
+use keystead_plugin_host::{Failure, Host, Key};
+use zeroize::Zeroizing;
+
+use crate::config::{self, Operation, Prove};
+
+/// A store with what the server decided about it.
+pub struct ManagedStore {
+    store: host::Store,
+    operations: BTreeSet<Operation>,
+    critical: bool,
+    prove: Prove,
+    deadline: Duration,
+    proving: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+}
+
+/// How a store is.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub enum State {
+    /// It has not been tried yet.
+    #[default]
+    Opening,
+    /// It serves.
+    Up,
+    /// It can't serve, for this reason.
+    Down(Failure),
+}
+
+impl ManagedStore {
+    /// A store as configured, not open yet.
+    #[must_use]
+    pub fn new(host: &Arc<Host>, config: &config::Store) -> Self {
+        let spec = host::StoreSpec {
+            name: config.name.clone(),
+            plugin: config.plugin.clone(),
+            config: config.config.clone(),
+            secrets: Box::new(Sources(config.secrets.clone())),
+            limits: host::Limits {
+                lanes: config
+                    .limits
+                    .lanes
+                    .and_then(|lanes| u32::try_from(lanes).ok())
+                    .unwrap_or_else(default_lanes),
+                queue: config.limits.queue,
+            },
+            verify_signatures: match config.verify_signatures {
+                config::VerifySignatures::Auto => host::VerifySignatures::Rsa,
+                config::VerifySignatures::On => host::VerifySignatures::Always,
+                config::VerifySignatures::Off => host::VerifySignatures::Never,
+            },
+        };
+        Self {
+            store: host::Store::new(host, spec),
+            operations: config.operations.clone(),
+            critical: config.critical,
+            prove: config.prove,
+            deadline: config.limits.deadline,
+            proving: tokio::sync::Mutex::default(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.store.name()
+    }
+
+    /// The open store.
+    #[must_use]
+    pub fn store(&self) -> &host::Store {
+        &self.store
+    }
+
+    /// What it may be used for.
+    #[must_use]
+    pub fn operations(&self) -> &BTreeSet<Operation> {
+        &self.operations
+    }
+
+    /// Whether the server can't do without it.
+    #[must_use]
+    pub fn is_critical(&self) -> bool {
+        self.critical
+    }
+
+    /// When its keys have to prove themselves.
+    #[must_use]
+    pub fn prove(&self) -> Prove {
+        self.prove
+    }
+
+    /// How long one request to it may take.
+    #[must_use]
+    pub fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    /// How it is.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.lock().clone()
+    }
+
+    /// Whether it serves.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        matches!(*self.lock(), State::Up)
+    }
+
+    /// Whether a key has to prove itself before it is used.
+    pub(crate) fn wants_proof(&self, key: &Key) -> bool {
+        self.prove != Prove::Never && !key.is_proven()
+    }
+
+    /// Has a key prove itself, unless it has by now; one key at a time.
+    pub(crate) async fn proof(&self, key: &Arc<Key>, deadline: Instant) -> Result<(), Failure> {
+        let _one_at_a_time = self.proving.lock().await;
+        if key.is_proven() {
+            return Ok(());
+        }
+        self.store.prove(key, deadline).await
+    }
+
+    pub(crate) fn recovered(&self) {
+        let before = std::mem::replace(&mut *self.lock(), State::Up);
+        if let State::Down(failure) = before {
+            tracing::info!(store = self.name(), "the store is back; it was down because: {failure}");
+        }
+    }
+
+    /// Notes that it is down; says so once for each reason.
+    pub(crate) fn fell(&self, failure: Failure) {
+        let before = std::mem::replace(&mut *self.lock(), State::Down(failure.clone()));
+        if !matches!(before, State::Down(same) if same == failure) {
+            tracing::warn!(store = self.name(), class = failure.class.name(), "the store is down: {failure}");
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lanes of a store that sets none: what network HSMs want for their full throughput (20 to 30, by their vendors'
+/// documents), which costs little where it is too many.
+fn default_lanes() -> u32 {
+    24
+}
+
+/// The secrets of a store, by name.
+struct Sources(BTreeMap<String, config::SecretSource>);
+
+impl host::Secrets for Sources {
+    fn read(&self, name: &str) -> Option<Result<Zeroizing<Vec<u8>>, String>> {
+        self.0.get(name).map(|source| source.read().map_err(|error| error.to_string()))
+    }
+}
