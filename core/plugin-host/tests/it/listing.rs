@@ -94,11 +94,17 @@ async fn panics_outside_of_calls_to_keys_are_contained_too() {
 }
 
 #[tokio::test]
-async fn an_unusable_configuration_is_told_in_one_line() {
+async fn an_unusable_configuration_is_told_by_its_member_and_without_its_value() {
     let rig = Rig::new();
-    let failure = rig.store("config", json!({"nonsense": 1})).open().await.unwrap_err();
-    assert_eq!(failure.class, Class::InvalidInput);
-    assert!(failure.message.starts_with("config: unknown field `nonsense`, expected one of "), "{failure}");
+    for (name, config, told) in [
+        ("config-name", json!({"nonsense": 1}), "unknown field `nonsense`, expected one of `vault`, "),
+        ("config-value", json!({"vault": 53_267}), "`vault`"),
+    ] {
+        let failure = rig.store(name, config).open().await.unwrap_err();
+        assert_eq!(failure.class, Class::InvalidInput);
+        assert!(failure.message.starts_with("config: ") && failure.message.contains(told), "{failure}");
+        assert!(!failure.message.contains("53267"), "{failure}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
