@@ -1,6 +1,11 @@
 //! Accepting: bounded in number and time, and stopped first when the server stops.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use rustls::ServerConfig;
 use tokio::{
@@ -37,19 +42,33 @@ pub struct Listener {
     pub limits: Limits,
 }
 
-/// Opens a listening socket. An unspecified IPv6 address serves both families.
+/// Opens a listening socket. The unspecified IPv6 address serves both families, or IPv4 alone where the system has no
+/// IPv6.
 ///
 /// # Errors
 ///
 /// What the system says, with the address.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let open = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    };
-    open().map_err(|error| io::Error::new(error.kind(), format!("can't listen on {address}: {error}")))
+    let both_families = address.ip() == Ipv6Addr::UNSPECIFIED;
+    match open(address) {
+        Err(error) if both_families && lacks_ipv6(&error) => {
+            open((Ipv4Addr::UNSPECIFIED, address.port()).into())
+        }
+        opened => opened,
+    }
+    .map_err(|error| io::Error::new(error.kind(), format!("can't listen on {address}: {error}")))
+}
+
+fn open(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+fn lacks_ipv6(error: &io::Error) -> bool {
+    let errors = [rustix::io::Errno::AFNOSUPPORT, rustix::io::Errno::ADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|code| errors.iter().any(|errno| errno.raw_os_error() == code))
 }
 
 impl Listener {
@@ -131,5 +150,24 @@ impl Listener {
             .filter(|peer| !peer.is_expired())
             .ok_or_else(|| io::Error::other("the client's certificate can't be read, or has expired"))?;
         Ok((stream, Arc::new(peer)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_unspecified_address_is_reached_by_ipv4() {
+        let socket = bind("[::]:0".parse().unwrap()).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let (client, accepted) = tokio::join!(TcpStream::connect(("127.0.0.1", port)), socket.accept());
+        assert_eq!(client.unwrap().local_addr().unwrap().port(), accepted.unwrap().1.port());
+    }
+
+    #[test]
+    fn only_a_missing_family_leads_to_the_other() {
+        assert!(lacks_ipv6(&io::Error::from_raw_os_error(97))); // EAFNOSUPPORT
+        assert!(!lacks_ipv6(&io::Error::from_raw_os_error(98))); // EADDRINUSE
     }
 }

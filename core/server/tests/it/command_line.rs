@@ -142,3 +142,20 @@ fn the_default_configuration_is_printed_whole() {
     let output = keystead(&["default-config"]);
     assert_eq!(stdout(&output), keystead::config::default_config());
 }
+
+#[test]
+fn json_logs_are_one_object_a_line() {
+    let files = Files::new();
+    let config =
+        files.config("private_key_stores: [{plugin: no-such-plugin, critical: true}]\nlog: {format: json}\n");
+    let output = keystead(&["run", "-c", &config.display().to_string()]);
+    assert_eq!(output.status.code(), Some(1));
+    let errors = stderr(&output);
+    let lines: Vec<&str> = errors.lines().filter(|line| !line.starts_with("keystead: error: ")).collect();
+    assert!(lines.len() > 1, "{errors}");
+    for line in lines {
+        let event: serde_json::Value =
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert!(event["level"].is_string() && event["message"].is_string(), "{line}");
+    }
+}
