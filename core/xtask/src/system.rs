@@ -69,8 +69,8 @@ pub(crate) fn ensure(packages: &[Package]) -> Result<()> {
         return Ok(());
     }
     let names = missing.join(" ");
-    println!("installing what is missing here: {names}");
     let Some(privilege) = privilege() else { return Err(by_hand(&names)) };
+    println!("installing what is missing here: {names}");
     apt(privilege, &["update", "--quiet=2"]).map_err(|failure| failure.hint(one_line(&names)))?;
     let install = ["install", "--quiet", "--yes", "--no-install-recommends"];
     apt(privilege, &[&install[..], &missing].concat()).map_err(|failure| failure.hint(one_line(&names)))?;
