@@ -31,9 +31,9 @@ struct Shared {
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Job>,
-    idle: usize,
     lanes: u32,
     started: u32,
+    busy: u32,
     closed: bool,
 }
 
@@ -65,7 +65,7 @@ impl Lanes {
     /// Puts a job in the queue.
     pub(crate) fn submit(&self, job: Job) -> Result<(), Full> {
         let state = self.shared.lock();
-        let free = state.idle + state.lanes.saturating_sub(state.started) as usize;
+        let free = state.lanes.saturating_sub(state.busy) as usize;
         if state.closed || state.waiting.len() >= self.shared.queue + free {
             return Err(Full);
         }
@@ -80,7 +80,8 @@ impl Lanes {
 
     fn enqueue(&self, mut state: MutexGuard<'_, State>, job: Job) {
         state.waiting.push_back(job);
-        if state.waiting.len() > state.idle && state.started < state.lanes {
+        let ready = (state.started - state.busy) as usize;
+        if state.waiting.len() > ready && state.started < state.lanes {
             self.start(&mut state);
         }
         drop(state);
@@ -115,6 +116,7 @@ impl Shared {
             if catch_unwind(AssertUnwindSafe(|| job(number))).is_err() {
                 tracing::error!(lane = number, lanes = self.name, "a call panicked in the host");
             }
+            self.lock().busy -= 1;
         }
     }
 
@@ -122,14 +124,13 @@ impl Shared {
         let mut state = self.lock();
         loop {
             if let Some(job) = state.waiting.pop_front() {
+                state.busy += 1;
                 return Some(job);
             }
             if state.closed {
                 return None;
             }
-            state.idle += 1;
             state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
-            state.idle -= 1;
         }
     }
 

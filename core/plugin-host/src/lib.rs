@@ -22,6 +22,7 @@ mod services;
 mod store;
 #[cfg(feature = "test-support")]
 pub mod testing;
+mod turns;
 mod verify;
 
 use std::{
@@ -29,8 +30,6 @@ use std::{
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
-
-use tokio::sync::Semaphore;
 
 pub use failure::{Class, Failure};
 pub use instance::{Description, Finding};
@@ -40,7 +39,7 @@ pub use services::Secrets;
 pub use store::{Key, Limits, Listing, Request, Store, StoreSpec, VerifySignatures};
 pub use verify::PublicKey;
 
-use crate::{latch::Latch, load::Plugin};
+use crate::{latch::Latch, load::Plugin, turns::Turns};
 
 /// What the stores of one process share: loaded plugins, refused credentials, and the bound on inline calls.
 pub struct Host {
@@ -48,7 +47,7 @@ pub struct Host {
     /// By device and inode, with those that were refused after their code had run.
     plugins: Mutex<BTreeMap<(u64, u64), Loaded>>,
     latch: Arc<Latch>,
-    inline: Arc<Semaphore>,
+    turns: Arc<Turns>,
 }
 
 /// What became of a library whose code has run.
@@ -74,7 +73,7 @@ impl Host {
     #[must_use]
     pub fn new(settings: Settings) -> Arc<Self> {
         Arc::new(Self {
-            inline: Arc::new(Semaphore::new(settings.inline_calls.max(1))),
+            turns: Turns::new(settings.inline_calls),
             latch: Arc::new(Latch::new()),
             plugins: Mutex::default(),
             settings,

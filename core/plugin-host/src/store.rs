@@ -16,7 +16,7 @@ use keystead_plugin_api::{
     algorithm::Family,
 };
 use tokio::{
-    sync::{Semaphore, oneshot},
+    sync::oneshot,
     time::{timeout, timeout_at},
 };
 
@@ -26,6 +26,7 @@ use crate::{
     lanes::Lanes,
     native,
     services::{Secrets, Services},
+    turns::{Turn, Turns},
     verify::{Challenge, PublicKey},
 };
 
@@ -35,9 +36,6 @@ const HOUSEKEEPING_DEADLINE: Duration = Duration::from_secs(120);
 
 /// How many such calls wait for the one before them. Few: more of them mean that it hangs.
 const HOUSEKEEPING_QUEUE: usize = 4;
-
-/// How long a call waits for its turn among the inline calls before it goes to a lane instead.
-const INLINE_WAIT: Duration = Duration::from_millis(100);
 
 /// Which results are verified before they leave: signatures, and those of the raw RSA operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,7 +88,7 @@ pub struct Store {
     lanes: Arc<Lanes>,
     housekeeping: Lanes,
     limits: Limits,
-    inline: Arc<Semaphore>,
+    turns: Arc<Turns>,
     verify_signatures: VerifySignatures,
 }
 
@@ -140,7 +138,7 @@ impl Store {
                 HOUSEKEEPING_QUEUE,
             ),
             host: Arc::clone(host),
-            inline: Arc::clone(&host.inline),
+            turns: Arc::clone(&host.turns),
             instance: RwLock::default(),
             description: Mutex::default(),
             services,
@@ -304,13 +302,10 @@ impl Store {
     }
 
     /// The right to run inline; `None` where the call belongs on a lane.
-    async fn turn(&self, key: &Key) -> Option<tokio::sync::SemaphorePermit<'_>> {
-        if key.class != CallClass::Inline {
-            return None;
-        }
-        match self.inline.try_acquire() {
-            Ok(turn) => Some(turn),
-            Err(_) => timeout(INLINE_WAIT, self.inline.acquire()).await.ok()?.ok(),
+    async fn turn(&self, key: &Key) -> Option<Turn<'_>> {
+        match key.class {
+            CallClass::Inline => self.turns.take().await,
+            CallClass::Blocking => None,
         }
     }
 

@@ -231,6 +231,9 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if thread::panicking() {
+            println!("the server's log:\n{}", self.log());
+        }
     }
 }
 

@@ -1,0 +1,152 @@
+//! The bound on inline calls: how many of the runtime's workers may be inside a plugin at once.
+
+use std::{
+    sync::{
+        Arc, Once, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, SemaphorePermit},
+    time::timeout,
+};
+
+/// How long a call waits for its turn before it goes to a lane instead. Inline calls take at most about 1 ms.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// How often the runtime is nudged while inline calls go on; see [`nudge`].
+const NUDGE_EVERY: Duration = Duration::from_millis(25);
+
+/// The turns of inline calls. As long as there are fewer than the runtime has workers, calls that hang can't take all
+/// of those.
+pub(crate) struct Turns {
+    number: usize,
+    free: Semaphore,
+    waiting: AtomicUsize,
+    /// Somebody waited in vain: calls hang in every turn, and nobody waits until one is free again.
+    stuck: AtomicBool,
+    nudged: Once,
+}
+
+/// The right to make one inline call, for as long as it is held.
+pub(crate) struct Turn<'a> {
+    turns: &'a Turns,
+    permit: Option<SemaphorePermit<'a>>,
+}
+
+impl Turns {
+    pub(crate) fn new(number: usize) -> Arc<Self> {
+        let number = number.max(1);
+        Arc::new(Self {
+            number,
+            free: Semaphore::new(number),
+            waiting: AtomicUsize::new(0),
+            stuck: AtomicBool::new(false),
+            nudged: Once::new(),
+        })
+    }
+
+    /// A turn; `None` where the call belongs on a lane.
+    pub(crate) async fn take(self: &Arc<Self>) -> Option<Turn<'_>> {
+        self.nudged.call_once(|| self.start_nudging());
+        if let Ok(permit) = self.free.try_acquire() {
+            self.stuck.store(false, Ordering::Relaxed);
+            return Some(self.turn(permit));
+        }
+        if self.stuck.load(Ordering::Relaxed) {
+            return None;
+        }
+        let waiting = Waiting::new(&self.waiting);
+        let taken = timeout(PATIENCE, self.free.acquire()).await;
+        drop(waiting);
+        match taken {
+            Ok(permit) => permit.ok().map(|permit| self.turn(permit)),
+            Err(_) => {
+                self.stuck.store(true, Ordering::Relaxed);
+                None
+            }
+        }
+    }
+
+    fn start_nudging(self: &Arc<Self>) {
+        let (turns, runtime) = (Arc::downgrade(self), Handle::current());
+        let thread = thread::Builder::new().name("nudge".to_owned());
+        if let Err(error) = thread.spawn(move || nudge(&turns, &runtime)) {
+            tracing::error!(%error, "the thread that outlasts inline calls that hang can't be started");
+        }
+    }
+
+    fn turn<'a>(&'a self, permit: SemaphorePermit<'a>) -> Turn<'a> {
+        Turn { turns: self, permit: Some(permit) }
+    }
+}
+
+impl Drop for Turn<'_> {
+    /// Whoever is woken by this stands in the worker's LIFO slot, from which no other worker takes it; if the task
+    /// here went on to a call that hangs, the woken one would hang with it. A further task pushes it out into the
+    /// queue that others steal from.
+    fn drop(&mut self) {
+        drop(self.permit.take());
+        if self.turns.waiting.load(Ordering::Relaxed) > 0 {
+            tokio::spawn(async {});
+        }
+    }
+}
+
+/// Wakes a worker every so often while inline calls go on. The worker that waited for I/O may be the one whose call
+/// hangs; the others sleep until some task becomes ready, and without anybody waiting for I/O none does.
+fn nudge(turns: &Weak<Turns>, runtime: &Handle) {
+    while let Some(turns) = turns.upgrade() {
+        if turns.free.available_permits() < turns.number {
+            runtime.spawn(async {});
+        }
+        drop(turns);
+        thread::sleep(NUDGE_EVERY);
+    }
+}
+
+/// Counts one who waits, also where its request is given up meanwhile.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_who_waited_in_vain_spares_the_others_the_wait() {
+        let turns = Turns::new(1);
+        let held = turns.take().await.unwrap();
+        let start = tokio::time::Instant::now();
+        assert!(turns.take().await.is_none());
+        assert_eq!(start.elapsed(), PATIENCE);
+        assert!(turns.take().await.is_none());
+        assert_eq!(start.elapsed(), PATIENCE, "the second didn't wait");
+        drop(held);
+        assert!(turns.take().await.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_is_given_back_goes_to_who_waits() {
+        let turns = Turns::new(1);
+        let held = turns.take().await.unwrap();
+        let (waited, ()) = tokio::join!(turns.take(), async { drop(held) });
+        assert!(waited.is_some());
+    }
+}
