@@ -178,9 +178,14 @@ impl Server {
         Self { child, log, address, metrics }
     }
 
+    /// Waits until the server can do its work, and every store has been tried.
     pub(crate) fn wait_until_ready(&self) {
         let end = Instant::now() + PATIENCE;
-        while self.get("/readyz").0 != 200 {
+        loop {
+            let (status, stores) = self.get("/readyz");
+            if status == 200 && !stores.contains("opening") {
+                return;
+            }
             assert!(Instant::now() < end, "never ready:\n{}", self.log());
             thread::sleep(Duration::from_millis(20));
         }
@@ -232,7 +237,7 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
-            println!("the server's log:\n{}", self.log());
+            let _ = writeln!(io::stdout(), "the server's log:\n{}", self.log());
         }
     }
 }
