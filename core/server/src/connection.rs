@@ -29,6 +29,9 @@ const BYTES_IN_FLIGHT: usize = 64 * MAX_FRAME;
 /// What one read may bring: sixteen padded requests, one TLS record.
 const READ: usize = 16 << 10;
 
+/// What a connection keeps of its buffer between writes: what a busy one needs, of the megabytes it may have used.
+const KEPT: usize = 64 << 10;
+
 /// Fewer requests than this at once are not worth another worker's wake-up.
 const SHARE: usize = 4;
 
@@ -254,7 +257,6 @@ async fn write<S: AsyncWrite>(
     let mut answers = Vec::new();
     let mut buffer = Vec::new();
     while ready.recv_many(&mut answers, usize::MAX).await > 0 {
-        buffer.clear();
         for answer in &answers {
             buffer.extend_from_slice(&answer.frame);
         }
@@ -263,7 +265,11 @@ async fn write<S: AsyncWrite>(
             output.flush().await
         };
         match timeout(patience, written).await {
-            Ok(Ok(())) => answers.clear(),
+            Ok(Ok(())) => {
+                answers.clear();
+                buffer.clear();
+                buffer.shrink_to(KEPT);
+            }
             Ok(Err(_)) => return End::Broken,
             Err(_) => return End::Stalled,
         }

@@ -86,41 +86,50 @@ impl Service {
         }
     }
 
-    /// Tries the stores that hold the key in turn, and again while that may help and there is time.
-    async fn with_any<'h>(
-        &self,
-        holders: &'h [Holder],
-        work: &Work<'_>,
-    ) -> Result<Vec<u8>, (std::borrow::Cow<'h, str>, Failure)> {
+    /// Tries the stores that hold the key, and again while that may help and there is time.
+    async fn with_any(&self, holders: &[Holder], work: &Work<'_>) -> Result<Vec<u8>, (String, Failure)> {
         let mut round = 0;
         loop {
-            let mut last = None;
-            let (up, down): (Vec<_>, Vec<_>) = holders
-                .iter()
-                .filter(|holder| !holder.is_disproven())
-                .partition(|holder| holder.store().is_up());
-            for holder in up.into_iter().chain(down) {
-                match self.with(holder, work).await {
-                    Ok(result) => return Ok(result),
-                    Err(failure) => last = Some((holder, failure)),
-                }
-                if last.as_ref().is_some_and(|(_, failure)| !may_pass(failure)) {
-                    break;
-                }
-            }
-            let Some((holder, failure)) = last else {
-                return Err(("".into(), disproven()));
+            let (holder, failure) = match self.with_each(holders, work).await {
+                Ok(result) => return Ok(result),
+                Err(None) => return Err((String::new(), disproven())),
+                Err(Some(failed)) => failed,
             };
             let end = work.arrived + holder.store().deadline().min(self.deadline);
-            match self
-                .pause(round, &failure)
-                .filter(|pause| may_pass(&failure) && Instant::now() + *pause < end)
-            {
+            let pause = self.pause(round, &failure).filter(|pause| Instant::now() + *pause < end);
+            match pause {
                 Some(pause) => tokio::time::sleep(pause).await,
-                None => return Err((holder.store().name().into(), failure)),
+                None => return Err((holder.store().name().to_owned(), failure)),
             }
             round += 1;
         }
+    }
+
+    /// Tries the stores in turn, those that are up first: another may be allowed, able or awake where one isn't. Of
+    /// the failures, one that may pass counts most, then the first; there is none where no key may be used.
+    async fn with_each<'h>(
+        &self,
+        holders: &'h [Holder],
+        work: &Work<'_>,
+    ) -> Result<Vec<u8>, Option<(&'h Holder, Failure)>> {
+        let trusted = || holders.iter().filter(|holder| !holder.is_disproven());
+        let up = trusted().filter(|holder| holder.store().is_up());
+        let down = trusted().filter(|holder| !holder.store().is_up());
+        let mut failed: Option<(&Holder, Failure)> = None;
+        for holder in up.chain(down) {
+            let failure = match self.with(holder, work).await {
+                Ok(result) => return Ok(result),
+                Err(failure) => failure,
+            };
+            let hopeless = failure.class == Class::InvalidInput;
+            if failed.as_ref().is_none_or(|(_, before)| !may_pass(before) && may_pass(&failure)) {
+                failed = Some((holder, failure));
+            }
+            if hopeless {
+                break;
+            }
+        }
+        Err(failed)
     }
 
     async fn with(&self, holder: &Holder, work: &Work<'_>) -> Result<Vec<u8>, Failure> {
@@ -140,6 +149,9 @@ impl Service {
 
     /// How long to wait before the next round; `None` where there is none.
     fn pause(&self, round: u32, failure: &Failure) -> Option<Duration> {
+        if !may_pass(failure) {
+            return None;
+        }
         let pause = PAUSES.get(round as usize).copied();
         match failure.class {
             Class::Deadline => (round < self.sign_retries).then_some(Duration::ZERO),

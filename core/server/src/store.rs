@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -21,6 +24,7 @@ pub struct ManagedStore {
     deadline: Duration,
     proving: tokio::sync::Mutex<()>,
     state: Mutex<State>,
+    up: AtomicBool, // what `state` says, for every request to read
 }
 
 /// How a store is.
@@ -67,6 +71,7 @@ impl ManagedStore {
             deadline: config.limits.deadline,
             proving: tokio::sync::Mutex::default(),
             state: Mutex::default(),
+            up: AtomicBool::new(false),
         }
     }
 
@@ -115,7 +120,7 @@ impl ManagedStore {
     /// Whether it serves.
     #[must_use]
     pub fn is_up(&self) -> bool {
-        matches!(*self.lock(), State::Up)
+        self.up.load(Ordering::Relaxed)
     }
 
     /// Whether a key has to prove itself before it is used.
@@ -133,7 +138,7 @@ impl ManagedStore {
     }
 
     pub(crate) fn recovered(&self) {
-        let before = std::mem::replace(&mut *self.lock(), State::Up);
+        let before = self.set(State::Up);
         if let State::Down(failure) = before {
             tracing::info!(store = self.name(), "the store is back; it was down because: {failure}");
         }
@@ -141,10 +146,17 @@ impl ManagedStore {
 
     /// Notes that it is down; says so once for each reason.
     pub(crate) fn fell(&self, failure: Failure) {
-        let before = std::mem::replace(&mut *self.lock(), State::Down(failure.clone()));
+        let before = self.set(State::Down(failure.clone()));
         if !matches!(before, State::Down(same) if same == failure) {
             tracing::warn!(store = self.name(), class = failure.class.name(), "the store is down: {failure}");
         }
+    }
+
+    /// Answers the state before.
+    fn set(&self, state: State) -> State {
+        let mut current = self.lock();
+        self.up.store(matches!(state, State::Up), Ordering::Relaxed);
+        std::mem::replace(&mut *current, state)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {

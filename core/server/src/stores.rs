@@ -84,8 +84,9 @@ impl Stores {
             tasks.spawn(keeper.run());
         }
         while let Some(ended) = tasks.join_next().await {
-            if let Ok(failure) = ended {
-                return Err(failure);
+            match ended {
+                Ok(failure) => return Err(failure),
+                Err(error) => tracing::error!(%error, "a store is no longer watched; restart the server"),
             }
         }
         std::future::pending().await

@@ -201,3 +201,17 @@ fn decryption_needs_the_stores_permission() {
         assert_eq!(client.ask(skis()["rsa"], Opcode::RSA_DECRYPT, &block).is_ok(), allowed);
     }
 }
+
+#[test]
+fn where_two_stores_hold_a_key_the_one_that_may_does() {
+    let files = Files::new();
+    let rsa = files.path("keys/rsa.key").display().to_string();
+    let stores = format!(
+        "private_key_stores:\n- {{name: signs, plugin: file, config: {{file: {rsa}}}}}\n\
+         - {{name: decrypts, plugin: file, config: {{file: {rsa}}}, operations: [decrypt]}}\n"
+    );
+    let server = Server::start(&files, &stores);
+    let mut client = Client::connect(&files, &server);
+    assert!(client.ask(skis()["rsa"], Opcode::RSA_SIGN_SHA256, &[1; 32]).is_ok());
+    assert!(client.ask(skis()["rsa"], Opcode::RSA_DECRYPT, &[&[0, 2][..], &[1; 254]].concat()).is_ok());
+}
