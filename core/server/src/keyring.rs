@@ -8,10 +8,10 @@ use std::{
     },
 };
 
-use keystead_plugin_host::Key;
+use keystead_plugin_host::{Failure, Key, Request};
 use keystead_protocol::{Digest, Ski};
 
-use crate::store::ManagedStore;
+use crate::{policy::Permit, store::ManagedStore};
 
 /// Every key that is served, by its names on the wire.
 #[derive(Default)]
@@ -104,6 +104,20 @@ impl Holder {
     #[must_use]
     pub fn key(&self) -> &Arc<Key> {
         &self.key
+    }
+
+    /// Does with the key what the permit is for.
+    ///
+    /// # Errors
+    ///
+    /// As [`keystead_plugin_host::Store::perform`].
+    pub async fn perform(
+        &self,
+        permit: Permit,
+        input: &[u8],
+        request: Request<'_>,
+    ) -> Result<Vec<u8>, Failure> {
+        self.store.store().perform(&self.key, permit.algorithm(), input, request).await
     }
 
     /// Whether it failed to prove that it is the key it says it is; then it isn't used.

@@ -1,10 +1,11 @@
-//! May this peer use this key for this operation? The answer is a [`Permit`], and no backend is called without one.
+//! May this peer use this key for this operation? The answer is a [`Permit`], and no
+//! request reaches a backend without one.
 
 use std::collections::BTreeSet;
 
 use keystead_plugin_host::Algorithm;
 
-use crate::{config, keyring::Holder, tls::Peer};
+use crate::{config, store::ManagedStore, tls::Peer};
 
 /// The right to perform one operation with one key; only [`decide`] makes one.
 #[derive(Debug)]
@@ -25,11 +26,11 @@ impl Permit {
 /// # Errors
 ///
 /// Why not, for the log; the peer learns only that it failed.
-pub fn decide(_peer: &Peer, holder: &Holder, algorithm: Algorithm) -> Result<Permit, String> {
-    if !allows(holder.store().operations(), algorithm) {
+pub fn decide(_peer: &Peer, store: &ManagedStore, algorithm: Algorithm) -> Result<Permit, String> {
+    if !allows(store.operations(), algorithm) {
         return Err(format!(
             "store `{}` doesn't allow {algorithm}; add `decrypt` to its `operations` if it should",
-            holder.store().name()
+            store.name()
         ));
     }
     Ok(Permit { algorithm })

@@ -133,7 +133,7 @@ impl Service {
     }
 
     async fn with(&self, holder: &Holder, work: &Work<'_>) -> Result<Vec<u8>, Failure> {
-        let permit = policy::decide(work.peer, holder, work.algorithm).map_err(denied)?;
+        let permit = policy::decide(work.peer, holder.store(), work.algorithm).map_err(denied)?;
         let mut deadline = work.arrived + holder.store().deadline().min(self.deadline);
         if holder.store().wants_proof(holder.key()) {
             let proof = holder.store().proof(holder.key(), deadline).await;
@@ -144,7 +144,7 @@ impl Service {
         }
         let id = request_id(work.request);
         let call = Call { id: id.as_deref().unwrap_or_default(), deadline };
-        holder.store().store().perform(holder.key(), permit.algorithm(), work.request.payload, call).await
+        holder.perform(permit, work.request.payload, call).await
     }
 
     /// How long to wait before the next round; `None` where there is none.
