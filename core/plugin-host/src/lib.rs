@@ -36,7 +36,7 @@ pub use instance::{Description, Finding};
 pub use keystead_plugin_api::{Algorithm, CallClass, Input, Isolation, Severity, Vendor, algorithm::Family};
 pub use search::{Found, search_path};
 pub use services::Secrets;
-pub use store::{Key, Limits, Listing, Request, Store, StoreSpec, VerifySignatures};
+pub use store::{Key, Limits, Listing, Proof, Request, Store, StoreSpec, VerifySignatures};
 pub use verify::PublicKey;
 
 use crate::{latch::Latch, load::Plugin, turns::Turns};

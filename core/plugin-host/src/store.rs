@@ -113,6 +113,16 @@ pub struct Listing {
     pub findings: Vec<Finding>,
 }
 
+/// What came of a challenge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "it was met or it wasn't")]
+pub enum Proof {
+    /// The answer was right.
+    Met,
+    /// The answer was wrong: the key isn't what it says it is.
+    Failed,
+}
+
 /// What goes with a call.
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::exhaustive_structs, reason = "the server fills it in as a literal")]
@@ -173,13 +183,16 @@ impl Store {
         self.description.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Loads the plugin where that hasn't happened yet, and opens the store.
+    /// Loads the plugin where that hasn't happened yet, and opens the store, unless it is open.
     ///
     /// # Errors
     ///
     /// What the plugin's file is refused for, or what the plugin answered. Only a failure that
     /// [`is_transient`](Class::is_transient) is worth another try.
     pub async fn open(&self) -> Result<(), Failure> {
+        if self.instance().is_ok() {
+            return Ok(());
+        }
         let (host, plugin, services) = (Arc::clone(&self.host), self.plugin.clone(), self.services);
         let opened = self
             .housekeep(move |_| {
@@ -249,12 +262,7 @@ impl Store {
         input: &[u8],
         request: Request<'_>,
     ) -> Result<Vec<u8>, Failure> {
-        key.accepts(algorithm, input)?;
-        let instance = self.instance()?;
-        let result = match self.turn(key).await {
-            Some(_turn) => call(&*instance, key, algorithm, input, LANE_INLINE, None, request.id),
-            None => self.on_lane(instance, key, algorithm, input, request).await,
-        }?;
+        let result = self.obtain(key, algorithm, input, request).await?;
         self.believe(key, algorithm, input, result)
     }
 
@@ -262,19 +270,19 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// That the key doesn't do what it says, or what the plugin answered.
-    pub async fn prove(&self, key: &Arc<Key>, deadline: Instant) -> Result<(), Failure> {
+    /// What the plugin answered instead; it says nothing about the key.
+    pub async fn prove(&self, key: &Arc<Key>, deadline: Instant) -> Result<Proof, Failure> {
         if let Some(algorithm) = key.provable() {
             let challenge = Challenge::new(&key.public, algorithm)
                 .ok_or_else(|| Failure::internal("no challenge could be made"))?;
             let request = Request { id: "proof", deadline };
-            let answer = self.perform(key, algorithm, &challenge.input, request).await?;
+            let answer = self.obtain(key, algorithm, &challenge.input, request).await?;
             if !challenge.is_met(&key.public, &answer) {
-                return Err(lie(key, algorithm));
+                return Ok(Proof::Failed);
             }
         }
         key.proven.store(true, Ordering::Release);
-        Ok(())
+        Ok(Proof::Met)
     }
 
     /// Closes the store within `grace`, for good: its configuration is forgotten. Calls that hang are left to
@@ -306,6 +314,23 @@ impl Store {
         match key.class {
             CallClass::Inline => self.turns.take().await,
             CallClass::Blocking => None,
+        }
+    }
+
+    /// What the plugin gives, believed or not.
+    async fn obtain(
+        &self,
+        key: &Arc<Key>,
+        algorithm: Algorithm,
+        input: &[u8],
+        request: Request<'_>,
+    ) -> Result<Vec<u8>, Failure> {
+        key.accepts(algorithm, input)?;
+        let instance = self.instance()?;
+        let turn = timeout_at(request.deadline.into(), self.turn(key)).await;
+        match turn.map_err(|_| Failure::new(Class::Deadline, "too many calls were before it"))? {
+            Some(_turn) => call(&*instance, key, algorithm, input, LANE_INLINE, None, request.id),
+            None => self.on_lane(instance, key, algorithm, input, request).await,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The bound on inline calls: how many of the runtime's workers may be inside a plugin at once.
 
 use std::{
+    pin::pin,
     sync::{
         Arc, Once, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -15,7 +16,8 @@ use tokio::{
     time::timeout,
 };
 
-/// How long a call waits for its turn before it goes to a lane instead. Inline calls take at most about 1 ms.
+/// How long a call waits without any turn being given back, before it goes to a lane instead. Inline calls take at most
+/// about 1 ms.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How often the runtime is nudged while inline calls go on; see [`nudge`].
@@ -27,7 +29,8 @@ pub(crate) struct Turns {
     number: usize,
     free: Semaphore,
     waiting: AtomicUsize,
-    /// Somebody waited in vain: calls hang in every turn, and nobody waits until one is free again.
+    given_back: AtomicUsize,
+    /// None was given back while somebody waited: calls hang in every turn, and nobody waits until one is free again.
     stuck: AtomicBool,
     nudged: Once,
 }
@@ -45,6 +48,7 @@ impl Turns {
             number,
             free: Semaphore::new(number),
             waiting: AtomicUsize::new(0),
+            given_back: AtomicUsize::new(0),
             stuck: AtomicBool::new(false),
             nudged: Once::new(),
         })
@@ -60,14 +64,18 @@ impl Turns {
         if self.stuck.load(Ordering::Relaxed) {
             return None;
         }
-        let waiting = Waiting::new(&self.waiting);
-        let taken = timeout(PATIENCE, self.free.acquire()).await;
-        drop(waiting);
-        match taken {
-            Ok(permit) => permit.ok().map(|permit| self.turn(permit)),
-            Err(_) => {
+        let _waiting = Waiting::new(&self.waiting);
+        let mut acquired = pin!(self.free.acquire());
+        let mut seen = self.given_back.load(Ordering::Relaxed);
+        loop {
+            if let Ok(permit) = timeout(PATIENCE, &mut acquired).await {
+                return permit.ok().map(|permit| self.turn(permit));
+            }
+            // A queue that moves is only long.
+            let now = self.given_back.load(Ordering::Relaxed);
+            if std::mem::replace(&mut seen, now) == now {
                 self.stuck.store(true, Ordering::Relaxed);
-                None
+                return None;
             }
         }
     }
@@ -90,6 +98,7 @@ impl Drop for Turn<'_> {
     /// here went on to a call that hangs, the woken one would hang with it. A further task pushes it out into the
     /// queue that others steal from.
     fn drop(&mut self) {
+        self.turns.given_back.fetch_add(1, Ordering::Relaxed);
         drop(self.permit.take());
         if self.turns.waiting.load(Ordering::Relaxed) > 0 {
             tokio::spawn(async {});
@@ -140,6 +149,23 @@ mod tests {
         assert_eq!(start.elapsed(), PATIENCE, "the second didn't wait");
         drop(held);
         assert!(turns.take().await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_that_moves_is_waited_for() {
+        let turns = Turns::new(1);
+        let held = turns.take().await.unwrap();
+        let first = async {
+            let turn = turns.take().await.unwrap();
+            tokio::time::sleep(PATIENCE * 4 / 5).await;
+            drop(turn);
+        };
+        let release = async {
+            tokio::time::sleep(PATIENCE * 4 / 5).await;
+            drop(held);
+        };
+        let ((), second, ()) = tokio::join!(first, turns.take(), release);
+        assert!(second.is_some(), "it waited longer than the patience, but not in vain");
     }
 
     #[tokio::test]

@@ -6,10 +6,12 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Instant,
 };
 
-use keystead_plugin_host::{Failure, Key, Request};
+use keystead_plugin_host::{Class, Failure, Key, Proof, Request};
 use keystead_protocol::{Digest, Ski};
+use tokio::time::timeout_at;
 
 use crate::{policy::Permit, store::ManagedStore};
 
@@ -26,7 +28,14 @@ pub struct Keyring {
 pub struct Holder {
     store: Arc<ManagedStore>,
     key: Arc<Key>,
-    disproven: Arc<AtomicBool>,
+    proof: Arc<Trial>,
+}
+
+/// Whether a key is what it says it is.
+#[derive(Default)]
+struct Trial {
+    going_on: tokio::sync::Mutex<()>,
+    failed: AtomicBool,
 }
 
 /// Why a key was not found.
@@ -73,25 +82,13 @@ impl Keyring {
         };
         self.by_ski.get(&ski).cloned().ok_or(unknown)
     }
-
-    /// How many different keys there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.by_ski.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.by_ski.is_empty()
-    }
 }
 
 impl Holder {
     /// A key of a store.
     #[must_use]
     pub fn new(store: Arc<ManagedStore>, key: Arc<Key>) -> Self {
-        Self { store, key, disproven: Arc::default() }
+        Self { store, key, proof: Arc::default() }
     }
 
     /// The store.
@@ -106,27 +103,50 @@ impl Holder {
         &self.key
     }
 
-    /// Does with the key what the permit is for.
+    /// Does with the key what the permit is for, once the key has proven itself where that is asked for.
     ///
     /// # Errors
     ///
-    /// As [`keystead_plugin_host::Store::perform`].
+    /// As [`keystead_plugin_host::Store::perform`], and [`Class::Internal`] for a key that isn't what it says it is.
     pub async fn perform(
         &self,
         permit: Permit,
         input: &[u8],
         request: Request<'_>,
     ) -> Result<Vec<u8>, Failure> {
-        self.store.store().perform(&self.key, permit.algorithm(), input, request).await
+        if self.store.wants_proof(&self.key) {
+            self.prove(request.deadline).await?;
+        }
+        self.store.ask(self.store.store().perform(&self.key, permit.algorithm(), input, request)).await
+    }
+
+    /// Has the key prove itself, unless it has. A key that fails is not used any more; one whose backend fails may try
+    /// again.
+    ///
+    /// # Errors
+    ///
+    /// That it failed, or what the backend answered.
+    pub async fn prove(&self, deadline: Instant) -> Result<(), Failure> {
+        let late = |_| Failure::new(Class::Deadline, "the key was still proving itself");
+        let _alone = timeout_at(deadline.into(), self.proof.going_on.lock()).await.map_err(late)?;
+        if self.key.is_proven() {
+            return Ok(());
+        }
+        match self.store.ask(self.store.store().prove(&self.key, deadline)).await? {
+            Proof::Met => Ok(()),
+            Proof::Failed => {
+                self.proof.failed.store(true, Ordering::Relaxed);
+                Err(Failure::new(
+                    Class::Internal,
+                    format!("key `{}` could not prove itself: its answer was wrong", self.key.label()),
+                ))
+            }
+        }
     }
 
     /// Whether it failed to prove that it is the key it says it is; then it isn't used.
     #[must_use]
     pub fn is_disproven(&self) -> bool {
-        self.disproven.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn disprove(&self) {
-        self.disproven.store(true, Ordering::Relaxed);
+        self.proof.failed.load(Ordering::Relaxed)
     }
 }

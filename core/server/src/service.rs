@@ -21,6 +21,9 @@ use crate::{
 /// Pauses before a request that failed in a way that may pass is tried again with the same stores.
 const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(250)];
 
+/// How often that happens at least, whatever `sign_retry_count` says.
+const ROUNDS: u32 = 2;
+
 /// Answers requests. Shared by all connections.
 pub struct Service {
     stores: Arc<Stores>,
@@ -75,14 +78,28 @@ impl Service {
         }
         let algorithm = algorithm(request.opcode).ok_or(ErrorCode::BAD_OPCODE)?;
         let found = self.metrics.lookup(|| self.stores.keyring().find(request.ski, request.digest));
-        let holders = found.map_err(missing)?;
-        let work = Work { peer, request, algorithm, arrived };
+        let holders = found.map_err(|missing| self.miss(missing, request, peer))?;
+        let work = Work { peer, request, id: request_id(request), algorithm, arrived };
         match self.with_any(&holders, &work).await {
             Ok(result) => Ok(Done::Result(result)),
             Err((holder, failure)) => {
-                self.failures.note(&holder, &failure, request.ski, peer, request_id(request).as_deref());
+                self.failures.note(&holder, &failure, request.ski, peer, work.id.as_deref());
                 Err(on_the_wire(failure.class))
             }
+        }
+    }
+
+    fn miss(&self, missing: Missing, request: &Request<'_>, peer: &Peer) -> ErrorCode {
+        let why = match missing {
+            Missing::Unknown => "no store has the key",
+            Missing::Unnamed => "the request names no key",
+            Missing::Perhaps => "no store has the key, but some have not listed theirs yet",
+        };
+        let failure = Failure::new(Class::NotFound, why);
+        self.failures.note("none", &failure, request.ski, peer, request_id(request).as_deref());
+        match missing {
+            Missing::Unknown => ErrorCode::KEY_NOT_FOUND,
+            Missing::Unnamed | Missing::Perhaps => ErrorCode::INTERNAL,
         }
     }
 
@@ -92,11 +109,12 @@ impl Service {
         loop {
             let (holder, failure) = match self.with_each(holders, work).await {
                 Ok(result) => return Ok(result),
-                Err(None) => return Err((String::new(), disproven())),
+                Err(None) => return Err(("none".to_owned(), disproven())),
                 Err(Some(failed)) => failed,
             };
             let end = work.arrived + holder.store().deadline().min(self.deadline);
-            let pause = self.pause(round, &failure).filter(|pause| Instant::now() + *pause < end);
+            let pause =
+                self.pause(round, &failure, work.algorithm).filter(|pause| Instant::now() + *pause < end);
             match pause {
                 Some(pause) => tokio::time::sleep(pause).await,
                 None => return Err((holder.store().name().to_owned(), failure)),
@@ -135,29 +153,26 @@ impl Service {
     async fn with(&self, holder: &Holder, work: &Work<'_>) -> Result<Vec<u8>, Failure> {
         let permit = policy::decide(work.peer, holder.store(), work.algorithm).map_err(denied)?;
         let mut deadline = work.arrived + holder.store().deadline().min(self.deadline);
-        if holder.store().wants_proof(holder.key()) {
-            let proof = holder.store().proof(holder.key(), deadline).await;
-            proof.inspect_err(|failure| disprove(holder, failure))?;
-        }
         if let Some(timeout) = self.sign_timeout.filter(|_| is_hash_signature(work.algorithm)) {
             deadline = deadline.min(Instant::now() + timeout);
         }
-        let id = request_id(work.request);
-        let call = Call { id: id.as_deref().unwrap_or_default(), deadline };
+        let call = Call { id: work.id.as_deref().unwrap_or_default(), deadline };
         holder.perform(permit, work.request.payload, call).await
     }
 
-    /// How long to wait before the next round; `None` where there is none.
-    fn pause(&self, round: u32, failure: &Failure) -> Option<Duration> {
-        if !may_pass(failure) {
-            return None;
-        }
-        let pause = PAUSES.get(round as usize).copied();
-        match failure.class {
-            Class::Deadline => (round < self.sign_retries).then_some(Duration::ZERO),
-            _ if round < self.sign_retries => Some(failure.retry_after.unwrap_or(pause.unwrap_or_default())),
-            _ => failure.retry_after.filter(|_| pause.is_some()).or(pause),
-        }
+    /// How long to wait before the next round; `None` where there is none. A deadline that passed is tried again only
+    /// where `sign_timeout` made it short of the request's own.
+    fn pause(&self, round: u32, failure: &Failure, algorithm: Algorithm) -> Option<Duration> {
+        let retries = if is_hash_signature(algorithm) { self.sign_retries } else { 0 };
+        let (rounds, pause) = match failure.class {
+            Class::Deadline => (retries, Duration::ZERO),
+            class if class.is_transient() => {
+                let pause = PAUSES.get(round as usize).or(PAUSES.last()).copied().unwrap_or_default();
+                (retries.max(ROUNDS), failure.retry_after.unwrap_or(pause))
+            }
+            _ => return None,
+        };
+        (round < rounds).then_some(pause)
     }
 }
 
@@ -171,6 +186,7 @@ enum Done {
 struct Work<'a> {
     peer: &'a Peer,
     request: &'a Request<'a>,
+    id: Option<String>,
     algorithm: Algorithm,
     arrived: Instant,
 }
@@ -209,13 +225,6 @@ fn on_the_wire(class: Class) -> ErrorCode {
     }
 }
 
-fn missing(missing: Missing) -> ErrorCode {
-    match missing {
-        Missing::Unknown => ErrorCode::KEY_NOT_FOUND,
-        Missing::Unnamed | Missing::Perhaps => ErrorCode::INTERNAL,
-    }
-}
-
 /// What `sign_timeout` and `sign_retry_count` of the reference apply to.
 fn is_hash_signature(algorithm: Algorithm) -> bool {
     !matches!(algorithm, Algorithm::Ed25519 | Algorithm::RsaRaw)
@@ -223,12 +232,6 @@ fn is_hash_signature(algorithm: Algorithm) -> bool {
 
 fn may_pass(failure: &Failure) -> bool {
     failure.class.is_transient() || failure.class == Class::Deadline
-}
-
-fn disprove(holder: &Holder, failure: &Failure) {
-    if failure.class == Class::Internal {
-        holder.disprove();
-    }
 }
 
 fn denied(reason: String) -> Failure {

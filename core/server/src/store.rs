@@ -3,14 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use keystead_plugin_host as host;
-use keystead_plugin_host::{Failure, Host, Key};
+use keystead_plugin_host::{Class, Failure, Host, Key};
 use zeroize::Zeroizing;
 
 use crate::config::{self, Operation, Prove};
@@ -22,9 +22,9 @@ pub struct ManagedStore {
     critical: bool,
     prove: Prove,
     deadline: Duration,
-    proving: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     up: AtomicBool, // what `state` says, for every request to read
+    refused: OnceLock<Failure>,
 }
 
 /// How a store is.
@@ -69,9 +69,9 @@ impl ManagedStore {
             critical: config.critical,
             prove: config.prove,
             deadline: config.limits.deadline,
-            proving: tokio::sync::Mutex::default(),
             state: Mutex::default(),
             up: AtomicBool::new(false),
+            refused: OnceLock::new(),
         }
     }
 
@@ -128,13 +128,21 @@ impl ManagedStore {
         self.prove != Prove::Never && !key.is_proven()
     }
 
-    /// Has a key prove itself, unless it has by now; one key at a time.
-    pub(crate) async fn proof(&self, key: &Arc<Key>, deadline: Instant) -> Result<(), Failure> {
-        let _one_at_a_time = self.proving.lock().await;
-        if key.is_proven() {
-            return Ok(());
+    /// Makes a call to the backend, unless it has refused its credentials before: nothing presents them again.
+    pub(crate) async fn ask<T>(&self, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        if let Some(refused) = self.refused.get() {
+            return Err(refused.clone());
         }
-        self.store.prove(key, deadline).await
+        call.await.inspect_err(|failure| {
+            if failure.class == Class::Credentials && self.refused.set(failure.clone()).is_ok() {
+                self.fell(failure.clone());
+            }
+        })
+    }
+
+    /// Whether the backend has refused its credentials; then nothing but a new start helps.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refused.get().is_some()
     }
 
     pub(crate) fn recovered(&self) {

@@ -132,8 +132,8 @@ impl Keeper {
     /// Opens and serves; comes back only when opening or the first listing failed.
     async fn serve(&self) -> Result<std::convert::Infallible, Failure> {
         let started = Instant::now();
-        self.store.store().open().await?;
-        let mut generation = self.store.store().health().await.ok(); // before the listing, so that no change is missed
+        self.store.ask(self.store.store().open()).await?;
+        let mut generation = self.store.ask(self.store.store().health()).await.ok(); // before the listing, so that no change is missed
         self.list().await?;
         tracing::info!(
             store = self.store.name(),
@@ -142,14 +142,14 @@ impl Keeper {
             "the store serves, after {:.1?}",
             started.elapsed()
         );
-        let mut proofs = JoinSet::new();
         loop {
+            let mut proofs = JoinSet::new(); // ended by being dropped, at the next listing
             if self.store.prove() == Prove::Background {
-                proofs.abort_all();
                 proofs.spawn(prove_all(self.holders()));
             }
             self.changed(&mut generation).await;
             if let Err(failure) = self.list().await {
+                generation = None; // the next look after its health lists again
                 tracing::warn!(store = self.store.name(), "the keys can't be listed again: {failure}");
             }
         }
@@ -162,7 +162,10 @@ impl Keeper {
                 () = self.store.store().keys_changed() => return,
                 () = tokio::time::sleep(HEALTH_EVERY) => {}
             }
-            match self.store.store().health().await {
+            if self.store.is_refused() {
+                std::future::pending::<()>().await;
+            }
+            match self.store.ask(self.store.store().health()).await {
                 Ok(now) => {
                     self.store.recovered();
                     if generation.replace(now) != Some(now) {
@@ -175,7 +178,7 @@ impl Keeper {
     }
 
     async fn list(&self) -> Result<(), Failure> {
-        let Listing { keys, findings, .. } = self.store.store().keys().await?;
+        let Listing { keys, findings, .. } = self.store.ask(self.store.store().keys()).await?;
         for finding in &findings {
             report(self.store.name(), finding);
         }
@@ -225,18 +228,11 @@ async fn prove_all(holders: Vec<Holder>) {
     }
 }
 
-/// Has a key prove itself, unless it has. A key that is caught lying is not used any more.
+/// Has a key prove itself, unless it has; that it can't is for the log.
 async fn prove(holder: &Holder) {
-    let deadline = Instant::now() + PROOF_DEADLINE;
-    if let Err(failure) = holder.store().proof(holder.key(), deadline).await {
-        if failure.class == Class::Internal {
-            holder.disprove();
-        }
-        tracing::warn!(
-            store = holder.store().name(),
-            key = holder.key().label(),
-            "the key could not prove itself: {failure}"
-        );
+    if let Err(failure) = holder.prove(Instant::now() + PROOF_DEADLINE).await {
+        let (store, key) = (holder.store().name(), holder.key().label());
+        tracing::warn!(store, key, "the key could not prove itself: {failure}");
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
 
 use keystead::{
     config::{self, Config, Flags, Operation},
+    keyring::Holder,
     server,
     store::ManagedStore,
     telemetry, tls,
@@ -117,7 +118,7 @@ fn survey(config: &Config, prove: bool) -> Result<Vec<Report>, Failed> {
 }
 
 async fn survey_store(host: &Arc<Host>, config: &config::Store, prove: bool) -> Report {
-    let store = ManagedStore::new(host, config);
+    let store = Arc::new(ManagedStore::new(host, config));
     let mut report = Report {
         name: config.name.clone(),
         plugin: config.plugin.clone(),
@@ -134,8 +135,9 @@ async fn survey_store(host: &Arc<Host>, config: &config::Store, prove: bool) -> 
         Ok(Listing { keys, findings, .. }) => {
             report.findings = findings;
             for key in keys {
+                let holder = Holder::new(Arc::clone(&store), Arc::clone(&key));
                 let proof = match prove {
-                    true => Some(store.store().prove(&key, Instant::now() + PROOF).await),
+                    true => Some(holder.prove(Instant::now() + PROOF).await),
                     false => None,
                 };
                 report.keys.push(Surveyed { key, proof });
@@ -187,9 +189,7 @@ fn store_text(text: &mut String, report: &Report) {
             operations(report, key).join(",")
         );
         match proof {
-            Some(Err(failure)) => {
-                line(text, "error", &format!("{what}: it could not prove itself: {failure}"))
-            }
+            Some(Err(failure)) => line(text, "error", &format!("{what}: {failure}")),
             _ => line(text, "ok", &what),
         }
     }

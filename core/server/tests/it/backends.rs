@@ -215,3 +215,43 @@ fn where_two_stores_hold_a_key_the_one_that_may_does() {
     assert!(client.ask(skis()["rsa"], Opcode::RSA_SIGN_SHA256, &[1; 32]).is_ok());
     assert!(client.ask(skis()["rsa"], Opcode::RSA_DECRYPT, &[&[0, 2][..], &[1; 254]].concat()).is_ok());
 }
+
+#[test]
+fn a_key_that_hangs_while_it_proves_itself_is_answered_for_at_the_deadline() {
+    let files = Files::new();
+    let stores = hostile(&files, "sign: hang, class: blocking")
+        .replace("prove: never, ", "");
+    let server = Server::start(&files, &format!("{stores}limits: {{deadline: 1s}}\n"));
+    let mut client = Client::connect(&files, &server);
+    let started = Instant::now();
+    assert_eq!(client.ask(skis()["p256"], Opcode::ECDSA_SIGN_SHA256, &[1; 32]), Err(ErrorCode::CRYPTOGRAPHY));
+    assert!(started.elapsed() < Duration::from_secs(20), "the deadline holds for proofs, too");
+    assert!(server.get("/readyz").1.contains("hostile: up"));
+}
+
+#[test]
+fn refused_credentials_are_presented_no_more() {
+    let files = Files::new();
+    let server = beside(&files, "sign: {fail: 5}", "");
+    let mut client = Client::connect(&files, &server);
+    for _ in 0..5 {
+        assert_eq!(
+            client.ask(skis()["p256"], Opcode::ECDSA_SIGN_SHA256, &[1; 32]),
+            Err(ErrorCode::CRYPTOGRAPHY)
+        );
+    }
+    assert_the_other_store_serves(&mut client);
+    assert_eq!(server.log().matches("signing").count(), 1, "one call, one attempt:\n{}", server.log());
+}
+
+#[test]
+fn a_key_whose_backend_fails_once_during_its_proof_may_try_again() {
+    let files = Files::new();
+    let panics = hostile(&files, "sign: panic").replace("prove: never, ", "");
+    let server = Server::start(&files, &panics);
+    let mut client = Client::connect(&files, &server);
+    for _ in 0..3 {
+        assert_eq!(client.ask(skis()["p256"], Opcode::ECDSA_SIGN_SHA256, &[1; 32]), Err(ErrorCode::INTERNAL));
+    }
+    assert!(server.log().matches("signing").count() >= 3, "it is asked each time:\n{}", server.log());
+}
