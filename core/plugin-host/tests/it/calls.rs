@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use keystead_plugin_host::{Class, Failure, Limits, VerifySignatures};
+use keystead_plugin_host::{Class, Failure, Limits, Proof, VerifySignatures};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
