@@ -19,6 +19,13 @@ use x509_parser::{extensions::GeneralName, prelude::*};
 
 use crate::config::{Config, TlsVersion};
 
+/// A resumed session doesn't show its certificate again, so that a revoked client would stay.
+const CRL_OR_RESUMPTION: &str = "`tls.crl` and `tls.resumption` exclude each other, because a resumed session is not \
+                                 checked against the revocation list: remove one of them";
+
+/// The tag that every DER file starts with (ITU-T X.690 clause 8.9.1).
+const SEQUENCE: u8 = 0x30;
+
 /// A client whose certificate was verified.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -70,15 +77,20 @@ impl std::error::Error for Error {}
 ///
 /// # Errors
 ///
-/// The file that is missing or can't be used, and why.
+/// The file that is missing or can't be used, and why; or settings that exclude each other.
 pub fn server_config(config: &Config) -> Result<Arc<ServerConfig>, Error> {
+    if config.tls.resumption && config.tls.crl.is_some() {
+        return Err(Error { message: CRL_OR_RESUMPTION.to_owned() });
+    }
     let provider = Arc::new(crypto());
     let roots = roots(&config.client_ca)?;
     let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
     if let Some(crl) = &config.tls.crl {
         verifier = verifier.with_crls(revocations(crl)?).enforce_revocation_expiration();
     }
-    let verifier = verifier.build().map_err(|error| wrong(&config.client_ca, &error))?;
+    // That there is no root was refused above, so that a list is what can be wrong.
+    let blamed = config.tls.crl.as_ref().unwrap_or(&config.client_ca);
+    let verifier = verifier.build().map_err(|error| wrong(blamed, &error))?;
     let chain = certificates(&config.auth_cert)?;
     let key =
         PrivateKeyDer::from_pem_file(&config.auth_key).map_err(|error| wrong(&config.auth_key, &error))?;
@@ -177,12 +189,15 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
 
 fn revocations(file: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, Error> {
     let content = fs::read(file).map_err(|error| wrong(file, &error))?;
-    if !content.starts_with(b"-----") {
+    if content.first() == Some(&SEQUENCE) {
         return Ok(vec![CertificateRevocationListDer::from(content)]);
     }
-    CertificateRevocationListDer::pem_slice_iter(&content)
-        .collect::<Result<_, _>>()
-        .map_err(|error| wrong(file, &error))
+    let found: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&content).collect();
+    match found {
+        Ok(lists) if lists.is_empty() => Err(wrong(file, &"it holds no PEM revocation list")),
+        Ok(lists) => Ok(lists),
+        Err(error) => Err(wrong(file, &error)),
+    }
 }
 
 fn wrong(file: &Path, what: &dyn std::fmt::Display) -> Error {

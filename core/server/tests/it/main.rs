@@ -10,4 +10,5 @@ mod matrix;
 mod migration;
 mod secrets;
 mod stopping;
+mod tls;
 mod world;

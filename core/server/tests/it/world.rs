@@ -15,7 +15,10 @@ use std::{
 
 use keystead_plugin_host::testing;
 use keystead_protocol::{ErrorCode, Frame, HEADER_LEN, Header, Opcode, Request, Response, Ski};
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned,
@@ -55,12 +58,23 @@ pub(crate) fn plugins() -> &'static Path {
 /// A directory with certificates for the server and for a client, and the recorded keys as DER files in `keys`.
 pub(crate) struct Files {
     directory: TempDir,
+    ca: Issuer<'static, KeyPair>,
 }
+
+/// Serial numbers of the certificates.
+pub(crate) const SERVER: u64 = 1;
+pub(crate) const CLIENT: u64 = 2;
 
 impl Files {
     pub(crate) fn new() -> Self {
-        let files = Self { directory: tempfile::tempdir().unwrap() };
-        files.make_certificates();
+        let mut ca = CertificateParams::new([]).unwrap();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let root = ca.self_signed(&key).unwrap().pem();
+        let files = Self { directory: tempfile::tempdir().unwrap(), ca: Issuer::new(ca, key) };
+        files.write("ca.pem", root.as_bytes());
+        files.issue("server", SERVER, ExtendedKeyUsagePurpose::ServerAuth);
+        files.issue("client", CLIENT, ExtendedKeyUsagePurpose::ClientAuth);
         fs::create_dir(files.path("keys")).unwrap();
         for (name, key) in recorded("keys.json")["keys"].as_object().unwrap() {
             files.write(&format!("keys/{name}.key"), &unhex(key.as_str().unwrap()));
@@ -80,21 +94,33 @@ impl Files {
         path
     }
 
-    fn make_certificates(&self) {
-        let mut ca = CertificateParams::new([]).unwrap();
-        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    /// Has the CA issue a certificate for localhost; it and its key become files of that name.
+    pub(crate) fn issue(&self, name: &str, serial: u64, usage: ExtendedKeyUsagePurpose) {
+        let mut leaf = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        leaf.serial_number = Some(SerialNumber::from(serial));
+        leaf.extended_key_usages = vec![usage];
         let key = KeyPair::generate().unwrap();
-        self.write("ca.pem", ca.self_signed(&key).unwrap().pem().as_bytes());
-        let issuer = Issuer::new(ca, key);
-        for (name, usage) in
-            [("server", ExtendedKeyUsagePurpose::ServerAuth), ("client", ExtendedKeyUsagePurpose::ClientAuth)]
-        {
-            let mut leaf = CertificateParams::new(["localhost".to_owned()]).unwrap();
-            leaf.extended_key_usages = vec![usage];
-            let key = KeyPair::generate().unwrap();
-            self.write(&format!("{name}.pem"), leaf.signed_by(&key, &issuer).unwrap().pem().as_bytes());
-            self.write(&format!("{name}-key.pem"), key.serialize_pem().as_bytes());
-        }
+        self.write(&format!("{name}.pem"), leaf.signed_by(&key, &self.ca).unwrap().pem().as_bytes());
+        self.write(&format!("{name}-key.pem"), key.serialize_pem().as_bytes());
+    }
+
+    /// Has the CA revoke a serial number, in a list that is current until a year begins.
+    pub(crate) fn revoke(&self, serial: u64, until: i32) -> PathBuf {
+        let revoked = RevokedCertParams {
+            serial_number: SerialNumber::from(serial),
+            revocation_time: date_time_ymd(2020, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2020, 1, 1),
+            next_update: date_time_ymd(until, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        self.write("revoked.pem", list.signed_by(&self.ca).unwrap().pem().unwrap().as_bytes())
     }
 
     /// Writes a configuration: the test's own lines, and what every test's server has.
@@ -116,6 +142,15 @@ impl Files {
         &self,
         versions: &[&'static rustls::SupportedProtocolVersion],
     ) -> Arc<ClientConfig> {
+        self.client_tls_as("client", versions)
+    }
+
+    /// The TLS of the client whose certificate was issued under a name.
+    pub(crate) fn client_tls_as(
+        &self,
+        name: &str,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(self.path("ca.pem")).unwrap()).unwrap();
         let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -123,8 +158,8 @@ impl Files {
             .unwrap()
             .with_root_certificates(roots)
             .with_client_auth_cert(
-                vec![CertificateDer::from_pem_file(self.path("client.pem")).unwrap()],
-                PrivateKeyDer::from_pem_file(self.path("client-key.pem")).unwrap(),
+                vec![CertificateDer::from_pem_file(self.path(&format!("{name}.pem"))).unwrap()],
+                PrivateKeyDer::from_pem_file(self.path(&format!("{name}-key.pem"))).unwrap(),
             )
             .unwrap();
         Arc::new(config)
@@ -209,6 +244,19 @@ impl Server {
         stream.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    /// Waits until the metrics have a line.
+    pub(crate) fn wait_for_metric(&self, line: &str) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let (_, metrics) = self.get("/metrics");
+            if metrics.lines().any(|other| other == line) {
+                return;
+            }
+            assert!(Instant::now() < end, "`{line}` never came:\n{metrics}");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
