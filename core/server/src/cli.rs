@@ -7,7 +7,11 @@ mod inspect;
 mod plugins;
 mod remote;
 
-use std::{fmt, io::Write, process::ExitCode};
+use std::{
+    fmt,
+    io::{ErrorKind, Write},
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand};
 use keystead::{
@@ -203,8 +207,10 @@ fn stopped() -> Result<impl Future<Output = ()>, Failed> {
 
 /// Writes to standard output; that nobody reads it is not an error.
 pub(crate) fn print(text: &str) -> Result<ExitCode, Failed> {
-    let _ = std::io::stdout().write_all(text.as_bytes());
-    Ok(ExitCode::SUCCESS)
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failed::new(error)),
+        _ => Ok(ExitCode::SUCCESS),
+    }
 }
 
 /// Writes a line to standard error.

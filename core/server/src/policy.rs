@@ -1,11 +1,9 @@
 //! May this peer use this key for this operation? The answer is a [`Permit`], and no
 //! request reaches a backend without one.
 
-use std::collections::BTreeSet;
-
 use keystead_plugin_host::Algorithm;
 
-use crate::{config, store::ManagedStore, tls::Peer};
+use crate::{config::Operation, store::ManagedStore, tls::Peer};
 
 /// The right to perform one operation with one key; only [`decide`] makes one.
 #[derive(Debug)]
@@ -27,18 +25,16 @@ impl Permit {
 ///
 /// Why not, for the log; the peer learns only that it failed.
 pub fn decide(_peer: &Peer, store: &ManagedStore, algorithm: Algorithm) -> Result<Permit, String> {
-    if !allows(store.operations(), algorithm) {
+    let operation = match algorithm {
+        Algorithm::RsaRaw => Operation::Decrypt,
+        _ => Operation::Sign,
+    };
+    if !store.operations().contains(&operation) {
         return Err(format!(
-            "store `{}` doesn't allow {algorithm}; add `decrypt` to its `operations` if it should",
-            store.name()
+            "store `{}` doesn't allow {algorithm}; its `operations` would have to name `{}`",
+            store.name(),
+            operation.name()
         ));
     }
     Ok(Permit { algorithm })
-}
-
-fn allows(operations: &BTreeSet<config::Operation>, algorithm: Algorithm) -> bool {
-    operations.contains(&match algorithm {
-        Algorithm::RsaRaw => config::Operation::Decrypt,
-        _ => config::Operation::Sign,
-    })
 }

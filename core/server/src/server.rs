@@ -1,6 +1,12 @@
 //! The daemon, put together: bind, open the stores, serve, stop.
 
-use std::{fmt, fs, future::Future, io, sync::Arc, time::Duration};
+use std::{
+    fmt, fs,
+    future::Future,
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use keystead_plugin_host::{Failure, Host, Settings, search_path};
 use tokio::{net::TcpListener, sync::watch};
@@ -102,7 +108,9 @@ pub fn plugin_host(plugins: &config::Plugins) -> Arc<Host> {
 pub async fn run(config: &Config, stopped: impl Future<Output = ()>) -> Result<(), Error> {
     let tls = tls::server_config(config)?;
     let metrics = Arc::new(Metrics::new()?);
-    metrics.certificates(&tls::expiries(config));
+    let certificates = tls::expiries(config);
+    metrics.certificates(&certificates);
+    certificates.iter().filter_map(expires_soon).for_each(|warning| tracing::warn!("{warning}"));
     let sockets = bind(&config.listen)?;
     let pages = bind(config.metrics.as_deref().unwrap_or_default())?;
     if let Some(file) = &config.pid_file {
@@ -134,6 +142,20 @@ pub async fn run(config: &Config, stopped: impl Future<Output = ()>) -> Result<(
     keeping.abort();
     stores.close(CLOSE_GRACE).await;
     outcome
+}
+
+/// What the operator should know of a certificate that has expired, or will within 30 days.
+#[must_use]
+pub fn expires_soon(certificate: &tls::Expiry) -> Option<String> {
+    const DAY: i64 = 24 * 60 * 60;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    let left = certificate.expires - i64::try_from(now.as_secs()).ok()?;
+    let what = format!("the certificate `{}` of {}", certificate.common_name, certificate.source);
+    match left / DAY {
+        _ if left < 0 => Some(format!("{what} has expired; nobody accepts it")),
+        days if days < 30 => Some(format!("{what} expires in {days} days; renew it")),
+        _ => None,
+    }
 }
 
 fn bind(addresses: &[std::net::SocketAddr]) -> io::Result<Vec<TcpListener>> {

@@ -123,7 +123,7 @@ impl Service {
         }
     }
 
-    /// Tries the stores in turn, those that are up first: another may be allowed, able or awake where one isn't. Of
+    /// Tries the stores in turn, those that are well first: another may be allowed, able or awake where one isn't. Of
     /// the failures, one that may pass counts most, then the first; there is none where no key may be used.
     async fn with_each<'h>(
         &self,
@@ -131,10 +131,10 @@ impl Service {
         work: &Work<'_>,
     ) -> Result<Vec<u8>, Option<(&'h Holder, Failure)>> {
         let trusted = || holders.iter().filter(|holder| !holder.is_disproven());
-        let up = trusted().filter(|holder| holder.store().is_up());
-        let down = trusted().filter(|holder| !holder.store().is_up());
+        let preferred = trusted().filter(|holder| holder.store().is_preferred());
+        let others = trusted().filter(|holder| !holder.store().is_preferred());
         let mut failed: Option<(&Holder, Failure)> = None;
-        for holder in up.chain(down) {
+        for holder in preferred.chain(others) {
             let failure = match self.with(holder, work).await {
                 Ok(result) => return Ok(result),
                 Err(failure) => failure,

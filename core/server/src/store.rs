@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use keystead_plugin_host as host;
@@ -14,6 +14,9 @@ use keystead_plugin_host::{Class, Failure, Host, Key};
 use zeroize::Zeroizing;
 
 use crate::config::{self, Operation, Prove};
+
+/// How long a store that didn't answer comes after others that hold the same key.
+const SUSPECT_FOR: Duration = Duration::from_secs(30);
 
 /// A store with what the server decided about it.
 pub struct ManagedStore {
@@ -25,6 +28,8 @@ pub struct ManagedStore {
     state: Mutex<State>,
     up: AtomicBool, // what `state` says, for every request to read
     refused: OnceLock<Failure>,
+    suspect_since: Mutex<Option<Instant>>,
+    suspect: AtomicBool, // whether there is a time in `suspect_since`, for every request to read
 }
 
 /// How a store is.
@@ -72,6 +77,8 @@ impl ManagedStore {
             state: Mutex::default(),
             up: AtomicBool::new(false),
             refused: OnceLock::new(),
+            suspect_since: Mutex::default(),
+            suspect: AtomicBool::new(false),
         }
     }
 
@@ -133,11 +140,34 @@ impl ManagedStore {
         if let Some(refused) = self.refused.get() {
             return Err(refused.clone());
         }
-        call.await.inspect_err(|failure| {
-            if failure.class == Class::Credentials && self.refused.set(failure.clone()).is_ok() {
-                self.fell(failure.clone());
+        let outcome = call.await;
+        match &outcome {
+            Ok(_) => self.suspect.store(false, Ordering::Relaxed),
+            Err(failure) => self.failed(failure),
+        }
+        outcome
+    }
+
+    fn failed(&self, failure: &Failure) {
+        match failure.class {
+            Class::Credentials if self.refused.set(failure.clone()).is_ok() => self.fell(failure.clone()),
+            Class::Deadline | Class::Unavailable => {
+                *self.suspect_since.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                self.suspect.store(true, Ordering::Relaxed);
             }
-        })
+            _ => {}
+        }
+    }
+
+    /// Whether requests should go to it before others that hold the key: it is up, and hasn't just let a request wait
+    /// in vain.
+    pub(crate) fn is_preferred(&self) -> bool {
+        self.is_up() && !(self.suspect.load(Ordering::Relaxed) && self.is_suspect())
+    }
+
+    fn is_suspect(&self) -> bool {
+        let since = *self.suspect_since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.is_some_and(|since| since.elapsed() < SUSPECT_FOR)
     }
 
     /// Whether the backend has refused its credentials; then nothing but a new start helps.

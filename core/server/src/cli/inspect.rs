@@ -154,6 +154,9 @@ fn to_text(config: &Config, tls: Option<&str>, reports: &[Report], errors: usize
     for warning in &config.warnings {
         line(&mut text, "warning", &warning.to_string().replace("\nhint: ", "\n         hint: "));
     }
+    for warning in tls::expiries(config).iter().filter_map(server::expires_soon) {
+        line(&mut text, "warning", &warning);
+    }
     match tls {
         Some(error) => line(&mut text, "error", &format!("TLS: {error}")),
         None => line(

@@ -104,6 +104,17 @@ pub struct StoreLimits {
     pub deadline: Duration,
 }
 
+impl Operation {
+    /// Its name in YAML.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Decrypt => "decrypt",
+            Self::Sign => "sign",
+        }
+    }
+}
+
 impl StoreLimits {
     /// Default of [`StoreLimits::queue`]: some thirty calls deep for eight lanes, which most deadlines outlast.
     pub(super) const QUEUE: usize = 256;

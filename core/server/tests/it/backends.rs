@@ -219,8 +219,7 @@ fn where_two_stores_hold_a_key_the_one_that_may_does() {
 #[test]
 fn a_key_that_hangs_while_it_proves_itself_is_answered_for_at_the_deadline() {
     let files = Files::new();
-    let stores = hostile(&files, "sign: hang, class: blocking")
-        .replace("prove: never, ", "");
+    let stores = hostile(&files, "sign: hang, class: blocking").replace("prove: never, ", "");
     let server = Server::start(&files, &format!("{stores}limits: {{deadline: 1s}}\n"));
     let mut client = Client::connect(&files, &server);
     let started = Instant::now();
@@ -254,4 +253,18 @@ fn a_key_whose_backend_fails_once_during_its_proof_may_try_again() {
         assert_eq!(client.ask(skis()["p256"], Opcode::ECDSA_SIGN_SHA256, &[1; 32]), Err(ErrorCode::INTERNAL));
     }
     assert!(server.log().matches("signing").count() >= 3, "it is asked each time:\n{}", server.log());
+}
+
+#[test]
+fn a_store_that_let_a_request_wait_in_vain_comes_after_the_other_that_holds_the_key() {
+    let files = Files::new();
+    let p256 = files.path("keys/p256.key");
+    let stores = hostile(&files, "sign: hang, class: blocking");
+    let server =
+        Server::start(&files, &format!("{stores}- {{file: {}}}\nlimits: {{deadline: 3s}}\n", p256.display()));
+    let mut client = Client::connect(&files, &server);
+    let ask = |client: &mut Client| client.ask(skis()["p256"], Opcode::ECDSA_SIGN_SHA256, &[1; 32]);
+    assert_eq!(ask(&mut client), Err(ErrorCode::CRYPTOGRAPHY), "the first store uses the deadline up");
+    assert!(ask(&mut client).is_ok(), "the second answers at once");
+    assert_eq!(server.log().matches("signing").count(), 1, "the first was asked once");
 }
