@@ -32,6 +32,10 @@ const READ: usize = 16 << 10;
 /// What a connection keeps of its buffer between writes: what a busy one needs, of the megabytes it may have used.
 const KEPT: usize = 64 << 10;
 
+/// How long, and for how many bytes, a client may take to notice that the server has closed its side.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: u64 = 16 << 20;
+
 /// Fewer requests than this at once are not worth another worker's wake-up.
 const SHARE: usize = 4;
 
@@ -60,7 +64,7 @@ pub async fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let (input, output) = tokio::io::split(stream);
+    let (mut input, output) = tokio::io::split(stream);
     let (answers, ready) = mpsc::unbounded_channel(); // bounded by the budget: each answer holds a share of it
     let client = Client {
         peer,
@@ -69,16 +73,24 @@ where
         requests: Arc::new(Semaphore::new(limits.in_flight)),
         bytes: Arc::new(Semaphore::new(BYTES_IN_FLIGHT)),
     };
+    let reader =
+        Reader { input: &mut input, client, limits, stop, buffer: BytesMut::new(), frame_since: None };
     let mut writer = pin!(write(output, ready, limits.write_timeout));
-    let mut reader =
-        pin!(Reader { input, client, limits, stop, buffer: BytesMut::new(), frame_since: None }.run());
-    tokio::select! {
-        end = &mut reader => match writer.await {
-            End::Clean => end,
-            failed => failed,
-        },
-        end = &mut writer => end,
+    let end = tokio::select! {
+        end = reader.run() => end,
+        failed = &mut writer => return failed,
+    };
+    match writer.await {
+        End::Clean => linger(input).await,
+        failed => return failed,
     }
+    end
+}
+
+/// Discards what still comes. Closing a socket that has unread bytes resets the connection, and with it the answers
+/// that are on their way (RFC 9112 section 9.6 has the same for HTTP).
+async fn linger(input: impl AsyncRead + Unpin) {
+    let _ = timeout(LINGER, tokio::io::copy(&mut input.take(LINGER_BYTES), &mut tokio::io::sink())).await;
 }
 
 /// What requests of one connection share.
@@ -136,6 +148,9 @@ impl Client {
     }
 
     async fn answer(self, pending: Pending) {
+        if self.answers.is_closed() {
+            return; // nobody is left to read it
+        }
         let Pending { id, body, arrived, budget } = pending;
         let frame = self.service.answer(&self.peer, id, &body, arrived).await;
         self.send(frame, budget);
@@ -154,7 +169,7 @@ impl Client {
 }
 
 struct Reader<'a, S> {
-    input: ReadHalf<S>,
+    input: &'a mut ReadHalf<S>,
     client: Client,
     limits: &'a Limits,
     stop: watch::Receiver<bool>,
@@ -176,7 +191,9 @@ impl<S: AsyncRead + Send> Reader<'_, S> {
                 Ok(batch) => self.client.answer_all(batch).await,
                 Err(end) => return end,
             }
-            self.frame_since = (!self.buffer.is_empty()).then(|| self.frame_since.unwrap_or(arrived));
+            // From now on: while the batch waited for the budget, the client wasn't read.
+            self.frame_since =
+                (!self.buffer.is_empty()).then(|| self.frame_since.unwrap_or_else(Instant::now));
             tokio::task::yield_now().await; // the writer's turn, also when the next read has its bytes already
         }
     }
@@ -190,8 +207,9 @@ impl<S: AsyncRead + Send> Reader<'_, S> {
                 None => Instant::now() + self.limits.idle_timeout,
             };
             tokio::select! {
-                read = self.input.read_buf(&mut self.buffer) => return closed(read),
+                biased; // a busy client can't put off a stop, and bytes that are there are never too late
                 _ = self.stop.wait_for(|stop| *stop) => return Err(End::Clean),
+                read = self.input.read_buf(&mut self.buffer) => return closed(read),
                 () = sleep_until(patience.into()) => {}
             }
             match self.frame_since {
