@@ -79,30 +79,44 @@ impl Listener {
         let mut accepting = JoinSet::new();
         for socket in sockets {
             let (shared, places, stop) = (Arc::clone(&shared), Arc::clone(&places), stop.clone());
-            accepting.spawn(async move { shared.accept(&socket, &places, stop).await });
+            accepting.spawn(shared.listen(socket, places, stop));
         }
         accepting.join_all().await;
     }
 
-    async fn accept(
+    async fn listen(
         self: Arc<Self>,
-        socket: &TcpListener,
-        places: &Arc<Semaphore>,
+        socket: TcpListener,
+        places: Arc<Semaphore>,
         mut stop: watch::Receiver<bool>,
     ) {
         let mut connections = JoinSet::new();
+        let stopping = stop.clone();
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => {}
+            () = self.accept(socket, &places, &stopping, &mut connections) => {}
+        }
+        connections.join_all().await;
+    }
+
+    /// Accepts until it is dropped; the socket closes with it, so that clients go elsewhere while connections end.
+    /// A place is taken by a connection, never by a socket that waits for one.
+    async fn accept(
+        self: &Arc<Self>,
+        socket: TcpListener,
+        places: &Arc<Semaphore>,
+        stop: &watch::Receiver<bool>,
+        connections: &mut JoinSet<()>,
+    ) {
         let mut pause = BACK_OFF.0;
         loop {
-            while connections.try_join_next().is_some() {}
-            let Ok(place) = Arc::clone(places).acquire_owned().await else { break };
-            let accepted = tokio::select! {
-                accepted = socket.accept() => accepted,
-                _ = stop.wait_for(|stop| *stop) => break,
-            };
-            match accepted {
+            match socket.accept().await {
                 Ok((stream, address)) => {
                     pause = BACK_OFF.0;
-                    let (shared, stop) = (Arc::clone(&self), stop.clone());
+                    let Ok(place) = Arc::clone(places).acquire_owned().await else { return };
+                    while connections.try_join_next().is_some() {}
+                    let (shared, stop) = (Arc::clone(self), stop.clone());
                     connections.spawn(async move {
                         shared.serve(stream, address, stop).await;
                         drop(place);
@@ -115,12 +129,15 @@ impl Listener {
                 }
             }
         }
-        connections.join_all().await;
     }
 
-    async fn serve(&self, stream: TcpStream, address: SocketAddr, stop: watch::Receiver<bool>) {
+    async fn serve(&self, stream: TcpStream, address: SocketAddr, mut stop: watch::Receiver<bool>) {
         let _ = stream.set_nodelay(true); // answers are coalesced already
-        let (stream, peer) = match self.handshake(stream).await {
+        let shaken = tokio::select! {
+            shaken = self.handshake(stream) => shaken,
+            _ = stop.wait_for(|stop| *stop) => return,
+        };
+        let (stream, peer) = match shaken {
             Ok(known) => known,
             // A health check connects and closes; that isn't worth a line at any higher level.
             Err(error) => {
