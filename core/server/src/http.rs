@@ -14,12 +14,16 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
+    time::timeout,
 };
 
 use crate::{metrics::Metrics, store::State, stores::Stores};
 
 /// For a client to send the head of a request.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// For a whole connection: a client that doesn't read its answers gives its place back.
+const LIFETIME: Duration = Duration::from_secs(60);
 
 /// Scrapers and health checks are few.
 const CONNECTIONS: usize = 64;
@@ -60,7 +64,7 @@ impl Pages {
             .timer(TokioTimer::new())
             .header_read_timeout(PATIENCE)
             .serve_connection(TokioIo::new(stream), service_fn(pages));
-        if let Err(error) = served.await {
+        if let Ok(Err(error)) = timeout(LIFETIME, served).await {
             tracing::debug!(%error, "a connection to the metrics port failed");
         }
     }

@@ -7,10 +7,11 @@ mod cli;
 use std::process::ExitCode;
 
 use clap::Parser;
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
 fn main() -> ExitCode {
     no_core_dumps();
+    allow_many_files();
     cli::Cli::parse().run()
 }
 
@@ -19,4 +20,10 @@ fn main() -> ExitCode {
 fn no_core_dumps() {
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+}
+
+/// Every connection takes a descriptor, and most systems start a process with a soft limit of 1,024.
+fn allow_many_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
