@@ -96,7 +96,8 @@ pub enum VerifySignatures {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoreLimits {
-    /// Calls at once; 1 to 1,024. `None` for as many as the plugin says it can.
+    /// Calls at once; 1 to 1,024. `None` for 24, or as many as the plugin says it can where
+    /// that is less.
     pub lanes: Option<usize>,
     /// Requests waiting for a lane; 1 to 65,536, default 256. Beyond it requests are shed.
     pub queue: usize,

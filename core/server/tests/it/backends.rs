@@ -264,7 +264,8 @@ fn a_store_that_let_a_request_wait_in_vain_comes_after_the_other_that_holds_the_
         Server::start(&files, &format!("{stores}- {{file: {}}}\nlimits: {{deadline: 3s}}\n", p256.display()));
     let mut client = Client::connect(&files, &server);
     let ask = |client: &mut Client| client.ask(skis()["p256"], Opcode::ECDSA_SIGN_SHA256, &[1; 32]);
-    assert_eq!(ask(&mut client), Err(ErrorCode::CRYPTOGRAPHY), "the first store uses the deadline up");
-    assert!(ask(&mut client).is_ok(), "the second answers at once");
-    assert_eq!(server.log().matches("signing").count(), 1, "the first was asked once");
+    for _ in 0..3 {
+        assert!(ask(&mut client).is_ok());
+    }
+    assert_eq!(server.log().matches("signing").count(), 1, "the first was asked once:\n{}", server.log());
 }
