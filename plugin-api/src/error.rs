@@ -70,6 +70,16 @@ impl Vendor {
     }
 }
 
+impl fmt::Display for Vendor {
+    /// The name and the number: PKCS#11's in hexadecimal, as its specification has them, others in decimal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name.starts_with("CKR_") {
+            true => write!(f, "{} {:#x}", self.name, self.number),
+            false => write!(f, "{} {}", self.name, self.number),
+        }
+    }
+}
+
 /// What a backend answers when it can't do what was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -124,13 +134,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.message)?;
-        match &self.vendor {
-            Some(vendor) if vendor.name.starts_with("CKR_") => {
-                write!(f, " ({} {:#x})", vendor.name, vendor.number)
-            }
-            Some(vendor) => write!(f, " ({} {})", vendor.name, vendor.number),
-            None => Ok(()),
-        }
+        self.vendor.as_ref().map_or(Ok(()), |vendor| write!(f, " ({vendor})"))
     }
 }
 

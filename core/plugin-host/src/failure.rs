@@ -31,6 +31,29 @@ pub enum Class {
 }
 
 impl Class {
+    /// Every class, in the order of their names.
+    pub const ALL: [Self; 10] = [
+        Self::Credentials,
+        Self::Deadline,
+        Self::Denied,
+        Self::Internal,
+        Self::InvalidInput,
+        Self::NotFound,
+        Self::Shed,
+        Self::Throttled,
+        Self::Unavailable,
+        Self::Unsupported,
+    ];
+
+    /// Whether it says that the backend, rather than the request, is in trouble.
+    #[must_use]
+    pub const fn blames_the_backend(self) -> bool {
+        matches!(
+            self,
+            Self::Credentials | Self::Deadline | Self::Internal | Self::Throttled | Self::Unavailable
+        )
+    }
+
     /// Whether trying again may help.
     #[must_use]
     pub const fn is_transient(self) -> bool {
@@ -113,13 +136,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
-        match &self.vendor {
-            Some(vendor) if vendor.name.starts_with("CKR_") => {
-                write!(f, " ({} {:#x})", vendor.name, vendor.number)
-            }
-            Some(vendor) => write!(f, " ({} {})", vendor.name, vendor.number),
-            None => Ok(()),
-        }
+        self.vendor.as_ref().map_or(Ok(()), |vendor| write!(f, " ({vendor})"))
     }
 }
 

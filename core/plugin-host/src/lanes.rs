@@ -62,6 +62,12 @@ impl Lanes {
         self.shared.lock().lanes
     }
 
+    /// How many jobs run, and how many wait.
+    pub(crate) fn load(&self) -> (u32, usize) {
+        let state = self.shared.lock();
+        (state.busy, state.waiting.len())
+    }
+
     /// Puts a job in the queue.
     pub(crate) fn submit(&self, job: Job) -> Result<(), Full> {
         let state = self.shared.lock();

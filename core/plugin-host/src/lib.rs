@@ -28,7 +28,7 @@ mod verify;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 pub use failure::{Class, Failure};
@@ -36,14 +36,14 @@ pub use instance::{Description, Finding};
 pub use keystead_plugin_api::{Algorithm, CallClass, Input, Isolation, Severity, Vendor, algorithm::Family};
 pub use search::{Found, search_path};
 pub use services::Secrets;
-pub use store::{Key, Limits, Listing, Proof, Request, Store, StoreSpec, VerifySignatures};
+pub use store::{Key, Limits, Listing, Load, Proof, Request, Store, StoreSpec, VerifySignatures};
 pub use verify::PublicKey;
 
 use crate::{latch::Latch, load::Plugin, turns::Turns};
 
 /// What the stores of one process share: loaded plugins, refused credentials, and the bound on inline calls.
 pub struct Host {
-    settings: Settings,
+    settings: RwLock<Settings>,
     /// By device and inode, with those that were refused after their code had run.
     plugins: Mutex<BTreeMap<(u64, u64), Loaded>>,
     latch: Arc<Latch>,
@@ -76,15 +76,25 @@ impl Host {
             turns: Turns::new(settings.inline_calls),
             latch: Arc::new(Latch::new()),
             plugins: Mutex::default(),
-            settings,
+            settings: RwLock::new(settings),
         })
+    }
+
+    /// Takes another search path and other hashes, for the stores that are opened from now on. The bound on inline
+    /// calls stays as it is.
+    pub fn configure(&self, settings: Settings) {
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+
+    fn settings(&self) -> Settings {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Every plugin on the search path, loaded, or why it is refused. A name that is found twice is listed twice, but
     /// the first is the one that serves.
     #[must_use]
     pub fn plugins(&self) -> Vec<Found> {
-        search::all(&self.settings.path)
+        search::all(&self.settings().path)
             .into_iter()
             .map(|(name, file)| {
                 let plugin = self.load_file(&name, &file);
@@ -95,12 +105,13 @@ impl Host {
 
     /// Loads the first plugin of a name on the search path, or hands out the one loaded before.
     fn plugin(&self, name: &str) -> Result<Arc<Plugin>, Failure> {
-        let file = search::first(&self.settings.path, name)?;
+        let file = search::first(&self.settings().path, name)?;
         self.load_file(name, &file)
     }
 
     fn load_file(&self, name: &str, file: &std::path::Path) -> Result<Arc<Plugin>, Failure> {
         let pin = self.pin(name)?;
+        let pin = pin.as_ref();
         let opened = load::Opened::open(file)?;
         let mut plugins = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
         let identity = opened.identity();
@@ -114,9 +125,10 @@ impl Host {
         plugin
     }
 
-    fn pin(&self, name: &str) -> Result<Option<&[u8; 32]>, Failure> {
-        let pin = self.settings.sha256.get(name);
-        if pin.is_none() && self.settings.require_sha256 {
+    fn pin(&self, name: &str) -> Result<Option<[u8; 32]>, Failure> {
+        let settings = self.settings();
+        let pin = settings.sha256.get(name).copied();
+        if pin.is_none() && settings.require_sha256 {
             return Err(Failure::denied(format!(
                 "plugin `{name}` has no entry in `plugins.sha256`, and `plugins.require_sha256` is on"
             )));

@@ -113,6 +113,20 @@ pub struct Listing {
     pub findings: Vec<Finding>,
 }
 
+/// How busy a store is at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Load {
+    /// Lanes inside a call.
+    pub busy: u32,
+    /// Lanes that there are, or would be started.
+    pub lanes: u32,
+    /// Calls that wait for a lane.
+    pub waiting: usize,
+    /// Calls that may wait; more are shed.
+    pub queue: usize,
+}
+
 /// What came of a challenge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "it was met or it wasn't")]
@@ -175,6 +189,13 @@ impl Store {
     #[must_use]
     pub fn limits(&self) -> Limits {
         Limits { lanes: self.lanes.count(), ..self.limits }
+    }
+
+    /// How busy it is.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        let (busy, waiting) = self.lanes.load();
+        Load { busy, lanes: self.lanes.count(), waiting, queue: self.limits.queue }
     }
 
     /// What the plugin says it is; `None` until it has been loaded.
@@ -474,6 +495,14 @@ impl Key {
             public,
             proven,
         })
+    }
+
+    /// Whether a later listing says the same of a key, so that what is known of this one holds for that one.
+    #[must_use]
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let Self { id, spki, label, algorithms, class, public: _, proven: _ } = self;
+        (id, spki, label) == (&other.id, &other.spki, &other.label)
+            && (algorithms, class) == (&other.algorithms, &other.class)
     }
 
     /// DER SubjectPublicKeyInfo.
