@@ -13,8 +13,11 @@
 mod demo;
 mod failure;
 mod licences;
+mod monitoring;
+mod page;
 mod process;
 mod system;
+mod systemd;
 mod test;
 
 use std::process::ExitCode;

@@ -35,13 +35,18 @@ pub(crate) const FOR_DEMO: &[Package] = &[
     Package::new("openssl", Sign::Program("openssl")),
 ];
 
-/// What `cargo xtask test` needs beside it: an independent judge of signatures, a module that logs calls, and Python
-/// to install the licence checker.
+/// What `cargo xtask test` needs beside it: an independent judge of signatures, a module that logs calls, Python to
+/// install the licence checker, a judge of alert rules, and a systemd with something to boot it in.
 pub(crate) const FOR_TEST: &[Package] = &[
     Package::new("pkg-config", Sign::Program("pkg-config")),
     Package::new("libssl-dev", Sign::Answers("pkg-config", &["--exists", "openssl"])),
     Package::new("opensc-pkcs11", Sign::AnyFile(SPY_MODULES)),
     Package::new("python3-venv", Sign::Answers("python3", &["-c", "import venv, ensurepip"])),
+    Package::new("chromium", Sign::Program("chromium")),
+    Package::new("fonts-dejavu-core", Sign::AnyFile(&["/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"])),
+    Package::new("systemd", Sign::Program("systemd-analyze")),
+    Package::new("systemd-container", Sign::Program("systemd-nspawn")),
+    Package::new("prometheus", Sign::Program("promtool")),
 ];
 
 /// Where distributions put SoftHSM2's module.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::failure::{Failure, Result};
 use crate::process::{cargo, root, run as run_command};
-use crate::{demo, licences, system};
+use crate::{demo, licences, monitoring, page, system, systemd};
 
 /// Time that all fuzz targets share.
 const FUZZING: Duration = Duration::from_secs(40);
@@ -18,10 +18,13 @@ const STEPS: &[Step] = &[
     Step::new("licences", "cargo deny check bans licenses sources", licences::check),
     Step::new("lints", "cargo clippy, warnings denied", clippy),
     Step::new("documents", "cargo doc, warnings denied", documents),
+    Step::new("monitoring", "promtool: rules, their tests, dashboard", monitoring::check),
     Step::new("tests", "cargo test", tests),
     Step::new("fuzzing", "each fuzz target, for seconds", fuzzing),
     Step::new("benchmarks", "each benchmark, once", benchmarks),
+    Step::new("page", "the status page in a browser", page::check),
     Step::new("demo", "four handshakes signed in a token", demonstration),
+    Step::new("systemd", "the units, under a systemd of their own", systemd::check),
 ];
 
 #[derive(Clone, Copy)]
