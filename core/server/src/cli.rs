@@ -3,6 +3,7 @@
 //! Exit codes: 0 done; 1 it ran and failed, or found something wrong; 2 the command line can't be understood; 64 the
 //! configuration is refused.
 
+mod admin;
 mod inspect;
 mod plugins;
 mod remote;
@@ -16,11 +17,14 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use keystead::{
     config::{self, Config, Flags},
-    server, telemetry,
+    server::{self, Launch, Order},
+    systemd::Sockets,
+    telemetry,
 };
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{SignalKind, signal},
+    sync::mpsc,
 };
 
 /// The exit code of a configuration that is refused (`EX_USAGE` of sysexits.h).
@@ -72,13 +76,20 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// List the keys: SKI, type, store, label, operations. Opens the stores, and so logs in to tokens
-    Keys {
-        #[command(flatten)]
-        flags: Flags,
-        #[command(flatten)]
-        output: Output,
-    },
+    /// Show how the running server is: stores, connections, certificates, failures
+    Status(admin::ShowStatus),
+    /// List the keys that the running server serves: SKI, type, store, label, operations
+    Keys(admin::ShowKeys),
+    /// Have the running server read its configuration, certificates, secrets and keys again.
+    ///
+    /// Waits until that is done. Whatever is wrong leaves everything as it was, and is said: exit status 1.
+    Reload(admin::Tell),
+    /// Have the running server take no more connections, and finish what is in flight. The process stays.
+    ///
+    /// Waits until no connection is left: exit status 1 where some are after `limits.grace`.
+    Drain(admin::Tell),
+    /// Set the level of the running server's log, until the next reload
+    LogLevel(admin::SetLevel),
     /// Look at plugins
     #[command(subcommand)]
     Plugin(Plugin),
@@ -114,7 +125,11 @@ impl Cli {
             None => self.bare.run(),
             Some(Command::Run { flags }) => run(&flags),
             Some(Command::Check { flags, output }) => inspect::check(&flags, output),
-            Some(Command::Keys { flags, output }) => inspect::keys(&flags, output),
+            Some(Command::Status(status)) => status.run(),
+            Some(Command::Keys(keys)) => keys.run(),
+            Some(Command::Reload(tell)) => tell.reload(),
+            Some(Command::Drain(tell)) => tell.drain(),
+            Some(Command::LogLevel(level)) => level.run(),
             Some(Command::Plugin(Plugin::List { flags, output })) => plugins::list(&flags, output),
             Some(Command::Ping(ping)) => ping.run(),
             Some(Command::Sign(sign)) => sign.run(),
@@ -159,6 +174,10 @@ impl Failed {
         self
     }
 
+    fn message(&self) -> &str {
+        &self.message
+    }
+
     fn report(self) -> ExitCode {
         say(&format!("keystead: error: {}", self.message));
         ExitCode::from(self.code)
@@ -166,13 +185,19 @@ impl Failed {
 }
 
 fn run(flags: &Flags) -> Result<ExitCode, Failed> {
+    let sockets = Sockets::from_environment().map_err(Failed::new)?; // before there are threads
     let config = load(flags)?;
-    telemetry::start(config.log);
+    let verbosity = telemetry::start(config.log);
     for warning in &config.warnings {
         tracing::warn!("{}", warning.to_string().replace('\n', "; "));
     }
+    let again = flags.clone();
+    let load = Box::new(move || config::load(&again, &|name| std::env::var_os(name)));
     let runtime = runtime()?;
-    let outcome = runtime.block_on(async { server::run(&config, stopped()?).await.map_err(Failed::new) });
+    let outcome = runtime.block_on(async {
+        let orders = orders()?;
+        server::run(Launch { config, load, verbosity, sockets, orders }).await.map_err(Failed::new)
+    });
     runtime.shutdown_background(); // a plugin's call that hangs must not keep the process
     outcome?;
     tracing::info!("stopped");
@@ -189,20 +214,25 @@ pub(crate) fn runtime() -> Result<Runtime, Failed> {
     Builder::new_multi_thread().worker_threads(server::workers()).enable_all().build().map_err(Failed::new)
 }
 
-/// Resolves when the process is told to stop.
-fn stopped() -> Result<impl Future<Output = ()>, Failed> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(Failed::new)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(Failed::new)?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(Failed::new)?;
-    Ok(async move {
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => return,
-                _ = interrupt.recv() => return,
-                _ = hangup.recv() => tracing::warn!("SIGHUP is ignored; restart the server to load a new configuration"),
+/// What signals tell the process to do.
+fn orders() -> Result<mpsc::Receiver<Order>, Failed> {
+    let (orders, received) = mpsc::channel(server::ORDERS);
+    let signals = [
+        (SignalKind::terminate(), Order::Stop),
+        (SignalKind::interrupt(), Order::Stop),
+        (SignalKind::hangup(), Order::Reload),
+    ];
+    for (kind, order) in signals {
+        let (mut signals, orders) = (signal(kind).map_err(Failed::new)?, orders.clone());
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                if orders.send(order).await.is_err() {
+                    return; // it stops already
+                }
             }
-        }
-    })
+        });
+    }
+    Ok(received)
 }
 
 /// Writes to standard output; that nobody reads it is not an error.
@@ -216,4 +246,19 @@ pub(crate) fn print(text: &str) -> Result<ExitCode, Failed> {
 /// Writes a line to standard error.
 pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Columns as wide as they need to be.
+pub(crate) fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows: Vec<[String; N]> = std::iter::once(head.map(ToOwned::to_owned)).chain(rows).collect();
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    });
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
 }

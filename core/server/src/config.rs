@@ -47,6 +47,12 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Addresses that serve metrics and health over plain HTTP; `None` when switched off. Default `[::]:2406`.
     pub metrics: Option<Vec<SocketAddr>>,
+    /// Whether the metrics port shows the status page. Default yes.
+    pub status_page: bool,
+    /// Where the administrator's commands reach the server, a Unix socket; `None` when switched off.
+    pub admin_socket: Option<AdminSocket>,
+    /// How often the configuration's files are looked at for changes, 1 s to 1 h; `None` for never, the default.
+    pub watch: Option<Duration>,
     /// The server's own certificate chain, PEM. Default `server.pem`.
     pub auth_cert: PathBuf,
     /// The private key of [`Config::auth_cert`], PEM. Default `server-key.pem`.
@@ -71,6 +77,16 @@ pub struct Config {
     pub stores: Vec<Store>,
     /// What the operator should know, though it stops nothing; in the order it was met.
     pub warnings: Vec<Notice>,
+}
+
+/// The administrator's Unix socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AdminSocket {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether the operator named it: then the server doesn't start without it.
+    pub named: bool,
 }
 
 /// What is logged, and in which form.
@@ -139,6 +155,11 @@ pub enum TlsVersion {
 pub struct Limits {
     /// Open connections, all clients together; 1 to 1,000,000, default 4,096.
     pub connections: usize,
+    /// Open connections of one client certificate; 1 to 1,000,000. Default: as many as of all clients together, since
+    /// a fleet of edges may share a certificate.
+    pub connections_per_peer: usize,
+    /// TLS handshakes that are not finished yet; 1 to 1,000,000, default 1,024. The oldest makes room for a new one.
+    pub handshakes: usize,
     /// Requests being worked on per connection; 1 to 65,536, default 1,024 as the reference. Beyond it the connection
     /// isn't read further.
     pub in_flight: usize,
@@ -216,6 +237,18 @@ fn readable_secret(path: PathBuf) -> Notice {
 
 impl Level {
     const EXPECTED: &str = "0 to 5, `trace`, `debug`, `info`, `warn` or `error`";
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Trace => "trace",
+            Self::Debug => "debug",
+            Self::Info => "info",
+            Self::Warn => "warn",
+            Self::Error => "error",
+        }
+    }
 }
 
 impl FromStr for Level {
@@ -234,6 +267,17 @@ impl FromStr for Level {
     }
 }
 
+impl AdminSocket {
+    /// Where the service unit's `RuntimeDirectory=` makes room for it.
+    pub const DEFAULT: &str = "/run/keystead/admin.sock";
+}
+
+impl Default for AdminSocket {
+    fn default() -> Self {
+        Self { path: Self::DEFAULT.into(), named: false }
+    }
+}
+
 impl Default for Tls {
     fn default() -> Self {
         Self {
@@ -249,6 +293,8 @@ impl Default for Limits {
         const THIRTY_SECONDS: Duration = Duration::from_secs(30);
         Self {
             connections: 4_096,
+            connections_per_peer: 4_096,
+            handshakes: 1_024,
             in_flight: 1_024,
             handshake_timeout: THIRTY_SECONDS,
             idle_timeout: THIRTY_SECONDS,

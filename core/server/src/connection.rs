@@ -36,6 +36,9 @@ const KEPT: usize = 64 << 10;
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u64 = 16 << 20;
 
+/// How long a connection that was told to end may go on bringing requests that are there already.
+const LAST_READS: Duration = Duration::from_secs(1);
+
 /// Fewer requests than this at once are not worth another worker's wake-up.
 const SHARE: usize = 4;
 
@@ -43,24 +46,68 @@ const SHARE: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum End {
-    /// The client closed it, or was idle, or the server is stopping.
-    Clean,
+    /// The client closed it.
+    Client,
+    /// The client was idle.
+    Idle,
+    /// It was told to end.
+    Stopped,
     /// The client sent something that isn't the protocol.
     Malformed,
-    /// The client didn't take its answers, or let a frame hang.
-    Stalled,
+    /// The client let a frame hang.
+    FrameTimeout,
+    /// The client didn't take its answers.
+    WriteTimeout,
     /// Reading or writing failed.
     Broken,
 }
 
+impl End {
+    /// Whether nothing went wrong.
+    #[must_use]
+    pub fn is_clean(self) -> bool {
+        matches!(self, Self::Client | Self::Idle | Self::Stopped)
+    }
+
+    /// The word for it, which is a label of a metric.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Idle => "idle",
+            Self::Stopped => "stopping",
+            Self::Malformed => "malformed",
+            Self::FrameTimeout => "frame_timeout",
+            Self::WriteTimeout => "write_timeout",
+            Self::Broken => "broken",
+        }
+    }
+}
+
+/// Tells a connection to end: because the server stops, or because its peer is trusted no more.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    server: watch::Receiver<bool>,
+    peer: watch::Receiver<bool>,
+}
+
+impl Stop {
+    /// Resolves when either of the two becomes true.
+    #[must_use]
+    pub fn new(server: watch::Receiver<bool>, peer: watch::Receiver<bool>) -> Self {
+        Self { server, peer }
+    }
+
+    async fn requested(&mut self) {
+        tokio::select! {
+            _ = self.server.wait_for(|stop| *stop) => {}
+            _ = self.peer.wait_for(|stop| *stop) => {}
+        }
+    }
+}
+
 /// Serves one connection to its end.
-pub async fn serve<S>(
-    stream: S,
-    peer: Arc<Peer>,
-    service: Arc<Service>,
-    limits: &Limits,
-    stop: watch::Receiver<bool>,
-) -> End
+pub async fn serve<S>(stream: S, peer: Arc<Peer>, service: Arc<Service>, limits: &Limits, stop: Stop) -> End
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -81,7 +128,7 @@ where
         failed = &mut writer => return failed,
     };
     match writer.await {
-        End::Clean => linger(input).await,
+        End::Client => linger(input).await,
         failed => return failed,
     }
     end
@@ -172,7 +219,7 @@ struct Reader<'a, S> {
     input: &'a mut ReadHalf<S>,
     client: Client,
     limits: &'a Limits,
-    stop: watch::Receiver<bool>,
+    stop: Stop,
     buffer: BytesMut,
     frame_since: Option<Instant>,
 }
@@ -182,20 +229,46 @@ impl<S: AsyncRead + Send> Reader<'_, S> {
     async fn run(mut self) -> End {
         loop {
             match self.fill().await {
-                Ok(0) => return if self.buffer.is_empty() { End::Clean } else { End::Broken },
+                Ok(0) => return if self.buffer.is_empty() { End::Client } else { End::Broken },
                 Ok(_) => {}
+                Err(End::Stopped) => return self.finish().await,
                 Err(end) => return end,
             }
-            let arrived = Instant::now();
-            match self.batch(arrived).await {
-                Ok(batch) => self.client.answer_all(batch).await,
-                Err(end) => return end,
+            if let Some(end) = self.take().await {
+                return end;
             }
             // From now on: while the batch waited for the budget, the client wasn't read.
             self.frame_since =
                 (!self.buffer.is_empty()).then(|| self.frame_since.unwrap_or_else(Instant::now));
             tokio::task::yield_now().await; // the writer's turn, also when the next read has its bytes already
         }
+    }
+
+    /// Takes what has been read.
+    async fn take(&mut self) -> Option<End> {
+        let arrived = Instant::now();
+        match self.batch(arrived).await {
+            Ok(batch) => self.client.answer_all(batch).await,
+            Err(end) => return Some(end),
+        }
+        None
+    }
+
+    /// Reads what has arrived by now, so that a request which was sent before the client could know of the end is
+    /// answered.
+    async fn finish(mut self) -> End {
+        let until = Instant::now() + LAST_READS;
+        while Instant::now() < until {
+            self.buffer.reserve(READ);
+            match poll_immediate(pin!(self.input.read_buf(&mut self.buffer))).await {
+                Some(Ok(read)) if read > 0 => {}
+                _ => break,
+            }
+            if let Some(end) = self.take().await {
+                return end;
+            }
+        }
+        End::Stopped
     }
 
     /// Reads once, for as long as the client may take.
@@ -208,13 +281,13 @@ impl<S: AsyncRead + Send> Reader<'_, S> {
             };
             tokio::select! {
                 biased; // a busy client can't put off a stop, and bytes that are there are never too late
-                _ = self.stop.wait_for(|stop| *stop) => return Err(End::Clean),
+                () = self.stop.requested() => return Err(End::Stopped),
                 read = self.input.read_buf(&mut self.buffer) => return closed(read),
                 () = sleep_until(patience.into()) => {}
             }
             match self.frame_since {
-                Some(_) => return Err(End::Stalled),
-                None if self.is_idle() => return Err(End::Clean),
+                Some(_) => return Err(End::FrameTimeout),
+                None if self.is_idle() => return Err(End::Idle),
                 None => {}
             }
         }
@@ -231,6 +304,7 @@ impl<S: AsyncRead + Send> Reader<'_, S> {
         while let Some((frame, _)) = Frame::split(&self.buffer) {
             let (header, len) = (frame.header, frame.len());
             if self.is_spent(len) {
+                self.client.service.waits();
                 self.client.answer_all(std::mem::take(&mut batch)).await;
             }
             let budget = self.client.budget(len).await;
@@ -266,7 +340,8 @@ fn closed(read: io::Result<usize>) -> Result<usize, End> {
     }
 }
 
-/// Writes answers as they come, all that are ready at once, until no request is left that could bring one.
+/// Writes answers as they come, all that are ready at once, until no request is left that could bring one. What it ends
+/// with is the client's doing where it isn't a failure.
 async fn write<S: AsyncWrite>(
     mut output: WriteHalf<S>,
     mut ready: mpsc::UnboundedReceiver<Answer>,
@@ -289,11 +364,11 @@ async fn write<S: AsyncWrite>(
                 buffer.shrink_to(KEPT);
             }
             Ok(Err(_)) => return End::Broken,
-            Err(_) => return End::Stalled,
+            Err(_) => return End::WriteTimeout,
         }
     }
     match timeout(patience, output.shutdown()).await {
-        Ok(_) => End::Clean,
-        Err(_) => End::Stalled,
+        Ok(_) => End::Client,
+        Err(_) => End::WriteTimeout,
     }
 }

@@ -1,23 +1,28 @@
-//! The metrics port: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever watches the process.
+//! The metrics port: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever watches the process, and `/` for an
+//! operator's browser.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::CONTENT_TYPE,
+    header::{
+        CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+    },
     server::conn::http1,
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
     sync::Semaphore,
     time::timeout,
 };
 
-use crate::{metrics::Metrics, store::State, stores::Stores};
+use crate::{daemon::Daemon, status::Phase};
 
 /// For a client to send the head of a request.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -28,15 +33,31 @@ const LIFETIME: Duration = Duration::from_secs(60);
 /// Scrapers and health checks are few.
 const CONNECTIONS: usize = 64;
 
-/// What the pages are made of.
+/// The status page: one file, with all it needs.
+const PAGE: &str = include_str!("http/page.html");
+
+/// What the page may do: run its own script, and ask this server. It holds one script and one style, and whatever it
+/// shows is set as text.
+const POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; \
+     base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+);
+
+/// An answer of one piece.
+pub(crate) type Answer = Response<Full<Bytes>>;
+
+/// What the metrics port shows.
 pub struct Pages {
-    /// The metrics.
-    pub metrics: Arc<Metrics>,
-    /// The stores.
-    pub stores: Arc<Stores>,
+    daemon: Arc<Daemon>,
 }
 
 impl Pages {
+    /// The pages of a server.
+    #[must_use]
+    pub fn new(daemon: &Arc<Daemon>) -> Self {
+        Self { daemon: Arc::clone(daemon) }
+    }
+
     /// Serves one socket until dropped.
     pub async fn serve(self: Arc<Self>, socket: TcpListener) {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
@@ -46,7 +67,8 @@ impl Pages {
                 Ok((stream, _)) => {
                     let pages = Arc::clone(&self);
                     tokio::spawn(async move {
-                        pages.connection(stream).await;
+                        let page = |request| std::future::ready(pages.page(&request));
+                        converse(stream, LIFETIME, page).await;
                         drop(place);
                     });
                 }
@@ -55,58 +77,79 @@ impl Pages {
         }
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream) {
-        let pages = |request| {
-            let pages = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(pages.page(&request)) }
-        };
-        let served = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(PATIENCE)
-            .serve_connection(TokioIo::new(stream), service_fn(pages));
-        if let Ok(Err(error)) = timeout(LIFETIME, served).await {
-            tracing::debug!(%error, "a connection to the metrics port failed");
-        }
-    }
-
-    fn page(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    fn page(&self, request: &Request<Incoming>) -> Answer {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
         }
+        let shown = self.daemon.shows_page();
         match request.uri().path() {
-            "/metrics" => metrics(self.metrics.render()),
+            "/metrics" => typed(prometheus::TEXT_FORMAT, self.daemon.metrics.render(&self.daemon.status())),
             "/healthz" => text(StatusCode::OK, "ok\n"),
             "/readyz" => self.readiness(),
+            "/" if shown => with(typed("text/html; charset=utf-8", PAGE), CONTENT_SECURITY_POLICY, POLICY),
+            "/status.json" if shown => json(StatusCode::OK, &self.daemon.status()),
+            "/keys.json" if shown => json(StatusCode::OK, &self.daemon.keys()),
             _ => text(StatusCode::NOT_FOUND, "here are /metrics, /healthz and /readyz\n"),
         }
     }
 
-    fn readiness(&self) -> Response<Full<Bytes>> {
-        let status = if self.stores.are_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    fn readiness(&self) -> Answer {
+        let status = self.daemon.status();
+        let code = if status.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let mut body = String::new();
-        for store in self.stores.all() {
-            let state = match store.state() {
-                State::Up => "up",
-                State::Opening => "opening",
-                State::Down(_) => "down",
-            };
-            body.push_str(&format!("{}: {state}\n", store.name()));
+        if status.state != Phase::Serving {
+            body.push_str(&format!("{}\n", status.state.name()));
         }
-        text(status, &body)
+        for store in &status.stores {
+            body.push_str(&format!("{}: {}\n", store.name, store.state.name()));
+        }
+        text(code, &body)
     }
 }
 
-fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
-    *response.status_mut() = status;
-    response
+/// Answers the requests of one connection, for no longer than `lifetime`.
+pub(crate) async fn converse<S, F>(stream: S, lifetime: Duration, answer: impl Fn(Request<Incoming>) -> F)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    F: Future<Output = Answer>,
+{
+    let service = service_fn(|request| answer(request).map(Ok::<_, Infallible>));
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Ok(Err(error)) = timeout(lifetime, served).await {
+        tracing::debug!(%error, "an HTTP connection failed");
+    }
 }
 
-fn metrics(body: Vec<u8>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
-    let format = prometheus::TEXT_FORMAT.parse();
-    if let Ok(format) = format {
-        response.headers_mut().insert(CONTENT_TYPE, format);
+/// A line of text.
+pub(crate) fn text(status: StatusCode, body: &str) -> Answer {
+    let mut answer = typed("text/plain; charset=utf-8", body.to_owned());
+    *answer.status_mut() = status;
+    answer
+}
+
+/// A value as JSON.
+pub(crate) fn json(status: StatusCode, value: &impl serde::Serialize) -> Answer {
+    match serde_json::to_vec(value) {
+        Ok(body) => {
+            let mut answer = typed("application/json", body);
+            *answer.status_mut() = status;
+            answer
+        }
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
     }
-    response
+}
+
+fn typed(content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let answer = Response::new(Full::new(body.into()));
+    let answer = with(answer, CONTENT_TYPE, HeaderValue::from_static(content_type));
+    let answer = with(answer, X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    with(answer, CACHE_CONTROL, HeaderValue::from_static("no-store"))
+}
+
+fn with(mut answer: Answer, name: HeaderName, value: HeaderValue) -> Answer {
+    answer.headers_mut().insert(name, value);
+    answer
 }

@@ -117,7 +117,8 @@ impl Holder {
         if self.store.wants_proof(&self.key) {
             self.prove(request.deadline).await?;
         }
-        self.store.ask(self.store.store().perform(&self.key, permit.algorithm(), input, request)).await
+        let algorithm = permit.algorithm();
+        self.store.serve(algorithm, self.store.store().perform(&self.key, algorithm, input, request)).await
     }
 
     /// Has the key prove itself, unless it has. A key that fails is not used any more; one whose backend fails may try

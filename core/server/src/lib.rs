@@ -11,31 +11,40 @@
 //! |---|---|
 //! | [`config`] | one YAML file, flags and variables become a [`Config`](config::Config) |
 //! | [`server`] | puts the daemon together |
+//! | [`daemon`], [`reload`] | the running server: how it is, what it can be told |
 //! | [`listener`] | accepts |
-//! | [`tls`] | who is it? |
+//! | [`tls`], [`peers`] | who is it? |
 //! | [`connection`] | frames in, answers out |
 //! | [`service`] | one request |
 //! | [`policy`] | may they? |
 //! | [`keyring`] | which key? |
 //! | [`store`], [`stores`] | keep plugins open |
-//! | [`metrics`], [`http`], [`telemetry`] | what the operator sees |
+//! | [`status`], [`metrics`], [`http`], [`telemetry`] | what the operator sees |
+//! | `admin`, [`systemd`] | how the operator and the system talk to it |
 //!
 //! Only the binary prints or ends the process.
 
 #![forbid(unsafe_code)]
 
+mod admin;
 pub mod config;
 mod failures;
+mod history;
 
 pub mod connection;
+pub mod daemon;
 pub mod http;
 pub mod keyring;
 pub mod listener;
 pub mod metrics;
+pub mod peers;
 pub mod policy;
+pub mod reload;
 pub mod server;
 pub mod service;
+pub mod status;
 pub mod store;
 pub mod stores;
+pub mod systemd;
 pub mod telemetry;
 pub mod tls;

@@ -1,45 +1,69 @@
 //! Accepting: bounded in number and time, and stopped first when the server stops.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
-use rustls::ServerConfig;
+use arc_swap::ArcSwap;
+use rustls::{AlertDescription, CertificateError, HandshakeKind};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{Notify, oneshot, watch},
     task::JoinSet,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
-    config::Limits,
-    connection::{self, End},
-    metrics::Metrics,
+    config::{Config, Limits},
+    connection::{self, End, Stop},
+    failures::Repeated,
+    metrics::{Metrics, Shed, Tally, Waiting},
+    peers::{Member, Peers},
     service::Service,
-    tls::Peer,
+    tls::{Identity, Peer},
 };
 
 /// Pauses after an accept that failed, which happens when file descriptors run out.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(10));
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 
 /// Connections that the kernel may hold until they are accepted.
 const BACKLOG: u32 = 1024;
 
+/// How long a handshake that is going on may take when the server stops.
+const LAST_HANDSHAKE: Duration = Duration::from_secs(1);
+
 /// What every connection of the server needs.
 pub struct Listener {
-    /// The TLS of the key protocol.
-    pub tls: Arc<ServerConfig>,
+    /// The configuration in force; each connection goes by that of its beginning.
+    pub config: Arc<ArcSwap<Config>>,
+    /// The TLS in force.
+    pub identity: Arc<ArcSwap<Identity>>,
     /// Who answers.
     pub service: Arc<Service>,
-    /// Where failed connections are counted.
+    /// Where everything is counted.
     pub metrics: Arc<Metrics>,
-    /// What clients may use.
-    pub limits: Limits,
+    /// Who is connected.
+    pub peers: Arc<Peers>,
+    said: Said,
+    places: Places,
+    handshakes: Handshakes,
+    open: Arc<Tally>,
+}
+
+/// What may happen many times a second, and is said once, then in counts.
+#[derive(Default)]
+struct Said {
+    full: Repeated,
+    unaccepted: Repeated,
+    refused: [Repeated; Reason::ALL.len()],
 }
 
 /// Opens a listening socket. The unspecified IPv6 address serves both families, or IPv4 alone where the system has no
@@ -72,30 +96,49 @@ fn lacks_ipv6(error: &io::Error) -> bool {
 }
 
 impl Listener {
+    /// A listener that has accepted nothing yet.
+    #[must_use]
+    pub fn new(
+        config: Arc<ArcSwap<Config>>,
+        identity: Arc<ArcSwap<Identity>>,
+        service: Arc<Service>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            config,
+            identity,
+            service,
+            metrics,
+            peers: Arc::default(),
+            said: Said::default(),
+            places: Places::default(),
+            handshakes: Handshakes::default(),
+            open: Arc::default(),
+        })
+    }
+
+    /// How many connections are open, and how many handshakes go on.
+    #[must_use]
+    pub fn counts(&self) -> (u64, u64) {
+        (self.open.get(), self.handshakes.count() as u64)
+    }
+
     /// Accepts on every socket until `stop`, then waits until the connections have ended.
-    pub async fn run(self, sockets: Vec<TcpListener>, stop: watch::Receiver<bool>) {
-        let shared = Arc::new(self);
-        let places = Arc::new(Semaphore::new(shared.limits.connections));
+    pub async fn run(self: Arc<Self>, sockets: Vec<TcpListener>, stop: watch::Receiver<bool>) {
         let mut accepting = JoinSet::new();
         for socket in sockets {
-            let (shared, places, stop) = (Arc::clone(&shared), Arc::clone(&places), stop.clone());
-            accepting.spawn(shared.listen(socket, places, stop));
+            accepting.spawn(Arc::clone(&self).listen(socket, stop.clone()));
         }
         accepting.join_all().await;
     }
 
-    async fn listen(
-        self: Arc<Self>,
-        socket: TcpListener,
-        places: Arc<Semaphore>,
-        mut stop: watch::Receiver<bool>,
-    ) {
+    async fn listen(self: Arc<Self>, socket: TcpListener, mut stop: watch::Receiver<bool>) {
         let mut connections = JoinSet::new();
         let stopping = stop.clone();
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => {}
-            () = self.accept(socket, &places, &stopping, &mut connections) => {}
+            () = self.accept(socket, &stopping, &mut connections) => {}
         }
         connections.join_all().await;
     }
@@ -105,7 +148,6 @@ impl Listener {
     async fn accept(
         self: &Arc<Self>,
         socket: TcpListener,
-        places: &Arc<Semaphore>,
         stop: &watch::Receiver<bool>,
         connections: &mut JoinSet<()>,
     ) {
@@ -113,60 +155,305 @@ impl Listener {
         loop {
             match socket.accept().await {
                 Ok((stream, address)) => {
-                    pause = BACK_OFF.0;
-                    let Ok(place) = Arc::clone(places).acquire_owned().await else { return };
+                    if std::mem::replace(&mut pause, BACK_OFF.0) != BACK_OFF.0 {
+                        tracing::info!("connections are accepted again");
+                    }
+                    self.place().await;
                     while connections.try_join_next().is_some() {}
                     let (shared, stop) = (Arc::clone(self), stop.clone());
                     connections.spawn(async move {
+                        let _place = Place(&shared.places);
                         shared.serve(stream, address, stop).await;
-                        drop(place);
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a connection can't be accepted; trying again in {pause:?}");
-                    tokio::time::sleep(pause).await;
+                    self.metrics.accept_failed();
+                    if self.said.unaccepted.due().is_some() {
+                        tracing::warn!(%error, "connections can't be accepted; {}", cure(&error));
+                    }
+                    sleep(pause).await;
                     pause = (pause * 2).min(BACK_OFF.1);
                 }
             }
         }
     }
 
-    async fn serve(&self, stream: TcpStream, address: SocketAddr, mut stop: watch::Receiver<bool>) {
-        let _ = stream.set_nodelay(true); // answers are coalesced already
-        let shaken = tokio::select! {
-            shaken = self.handshake(stream) => shaken,
-            _ = stop.wait_for(|stop| *stop) => return,
-        };
-        let (stream, peer) = match shaken {
-            Ok(known) => known,
-            // A health check connects and closes; that isn't worth a line at any higher level.
-            Err(error) => {
-                self.metrics.connection_failed();
-                tracing::debug!(%address, "no TLS handshake: {error}");
-                return;
-            }
-        };
-        tracing::debug!(%address, peer = peer.name(), "connected");
-        let end =
-            connection::serve(stream, Arc::clone(&peer), Arc::clone(&self.service), &self.limits, stop).await;
-        if end != End::Clean {
-            self.metrics.connection_failed();
+    /// Waits for a place.
+    async fn place(&self) {
+        let limit = || self.config.load().limits.connections;
+        if self.places.try_take(limit()) {
+            return;
         }
-        tracing::debug!(%address, peer = peer.name(), ?end, "disconnected");
+        self.metrics.backpressure(Waiting::Connections);
+        if let Some(times) = self.said.full.due() {
+            let limit = limit();
+            tracing::warn!(
+                times,
+                "all {limit} places of `limits.connections` are taken; new clients wait for one"
+            );
+        }
+        self.places.take(limit).await;
     }
 
-    async fn handshake(&self, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, Arc<Peer>)> {
-        let acceptor = TlsAcceptor::from(Arc::clone(&self.tls));
-        let stream = timeout(self.limits.handshake_timeout, acceptor.accept(stream))
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "it was not finished in time"))??;
-        let certificates = stream.get_ref().1.peer_certificates();
-        let peer = certificates
-            .and_then(<[_]>::first)
-            .and_then(Peer::from_certificate)
-            .filter(|peer| !peer.is_expired())
-            .ok_or_else(|| io::Error::other("the client's certificate can't be read, or has expired"))?;
-        Ok((stream, Arc::new(peer)))
+    async fn serve(&self, stream: TcpStream, address: SocketAddr, mut stop: watch::Receiver<bool>) {
+        let _ = stream.set_nodelay(true); // answers are coalesced already
+        let limits = self.config.load().limits.clone();
+        let (stream, member) = match self.admit(stream, &limits, &mut stop).await {
+            Ok(admitted) => admitted,
+            Err(refused) => return self.refuse(address, &refused),
+        };
+        let (peer, mut dismissed) = (Arc::clone(member.peer()), member.dismissed());
+        tracing::debug!(%address, peer = peer.name(), "connected");
+        let _open = self.open.add();
+        let stop = Stop::new(stop, dismissed.clone());
+        let overdue = async {
+            let _ = dismissed.wait_for(|dismissed| *dismissed).await;
+            sleep(limits.grace).await;
+        };
+        let end = tokio::select! {
+            end = connection::serve(stream, Arc::clone(&peer), Arc::clone(&self.service), &limits, stop) => end,
+            () = overdue => End::Stopped,
+        };
+        let reason = if *member.dismissed().borrow() { "dismissed" } else { end.reason() };
+        self.metrics.closed(reason, !end.is_clean());
+        tracing::debug!(%address, peer = peer.name(), reason, "disconnected");
+    }
+
+    /// Shakes hands, and takes the peer in.
+    async fn admit(
+        &self,
+        stream: TcpStream,
+        limits: &Limits,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<(TlsStream<TcpStream>, Member), Refused> {
+        let (_going_on, evicted) = self.handshakes.begin(limits.handshakes);
+        let identity = self.identity.load_full();
+        let stopped = async {
+            let _ = stop.wait_for(|stop| *stop).await;
+            sleep(LAST_HANDSHAKE).await;
+        };
+        let shaken = tokio::select! {
+            shaken = timeout(limits.handshake_timeout, TlsAcceptor::from(Arc::clone(identity.server())).accept(stream)) => shaken,
+            _ = evicted => {
+                self.metrics.shed(Shed::Handshakes);
+                return Err(Refused::new(Reason::Shed, "it had to make room for a newer one"));
+            }
+            () = stopped => return Err(Refused::new(Reason::Stopping, "the server stops")),
+        };
+        let stream = shaken
+            .map_err(|_| Refused::new(Reason::Timeout, "it was not finished in time"))?
+            .map_err(|error| Refused::by(&error))?;
+        let member = self.know(&stream, &identity, limits)?;
+        Ok((stream, member))
+    }
+
+    /// Makes a peer of who has shaken hands. A resumed session shows no certificate, and what is trusted may have
+    /// changed since the handshake began: either way the certificate is verified again.
+    fn know(
+        &self,
+        stream: &TlsStream<TcpStream>,
+        identity: &Arc<Identity>,
+        limits: &Limits,
+    ) -> Result<Member, Refused> {
+        let connection = stream.get_ref().1;
+        let chain = connection.peer_certificates().unwrap_or_default();
+        let peer = chain.first().and_then(Peer::from_certificate);
+        let peer =
+            peer.ok_or_else(|| Refused::new(Reason::Protocol, "the client's certificate can't be read"))?;
+        let chain: Vec<_> = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        let member = self.peers.admit(peer, chain.clone(), limits.connections_per_peer).ok_or_else(|| {
+            self.metrics.shed(Shed::Peer);
+            let limit = limits.connections_per_peer;
+            Refused::new(
+                Reason::Peer,
+                format!("its certificate has all {limit} of `limits.connections_per_peer`"),
+            )
+        })?;
+        let current = self.identity.load_full();
+        let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
+        if resumed || !Arc::ptr_eq(&current, identity) {
+            current.verify(&chain).map_err(|error| Refused::by(&io::Error::other(error)))?;
+        }
+        Ok(member)
+    }
+
+    /// A health check connects and closes, and a scanner speaks anything: that isn't worth a line at the default level.
+    /// A client that shows a certificate which isn't accepted is.
+    fn refuse(&self, address: SocketAddr, refused: &Refused) {
+        let Refused { reason, message } = refused;
+        self.metrics.handshake_failed(reason.name());
+        tracing::debug!(%address, reason = reason.name(), "no TLS handshake: {message}");
+        let times =
+            self.said.refused.get(*reason as usize).filter(|_| reason.is_telling()).and_then(Repeated::due);
+        if let Some(times) = times {
+            tracing::warn!(%address, reason = reason.name(), times, "a client is refused: {message}");
+        }
+    }
+}
+
+/// Why a client isn't served.
+#[derive(Debug)]
+struct Refused {
+    reason: Reason,
+    message: String,
+}
+
+/// The reasons, which are labels of a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    Closed,
+    Expired,
+    NoCertificate,
+    Peer,
+    Protocol,
+    Revoked,
+    Shed,
+    Stopping,
+    Timeout,
+    Untrusted,
+}
+
+impl Reason {
+    const ALL: [Self; 10] = [
+        Self::Closed,
+        Self::Expired,
+        Self::NoCertificate,
+        Self::Peer,
+        Self::Protocol,
+        Self::Revoked,
+        Self::Shed,
+        Self::Stopping,
+        Self::Timeout,
+        Self::Untrusted,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Expired => "expired",
+            Self::NoCertificate => "no_certificate",
+            Self::Peer => "peer",
+            Self::Protocol => "protocol",
+            Self::Revoked => "revoked",
+            Self::Shed => "shed",
+            Self::Stopping => "stopping",
+            Self::Timeout => "timeout",
+            Self::Untrusted => "untrusted",
+        }
+    }
+
+    fn is_telling(self) -> bool {
+        matches!(self, Self::Expired | Self::Peer | Self::Revoked | Self::Shed | Self::Untrusted)
+    }
+}
+
+impl Refused {
+    fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+
+    fn by(error: &io::Error) -> Self {
+        use CertificateError as Certificate;
+        use rustls::Error;
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+        let reason = match inner {
+            Some(Error::NoCertificatesPresented) => Reason::NoCertificate,
+            Some(Error::InvalidCertificate(certificate)) => match certificate {
+                Certificate::Expired | Certificate::ExpiredContext { .. } => Reason::Expired,
+                Certificate::Revoked
+                | Certificate::UnknownRevocationStatus
+                | Certificate::ExpiredRevocationList
+                | Certificate::ExpiredRevocationListContext { .. } => Reason::Revoked,
+                _ => Reason::Untrusted,
+            },
+            Some(Error::AlertReceived(AlertDescription::CloseNotify)) => Reason::Closed,
+            Some(_) => Reason::Protocol,
+            None => Reason::Closed,
+        };
+        Self::new(reason, error.to_string())
+    }
+}
+
+/// What an operator can do about an accept that failed.
+fn cure(error: &io::Error) -> &'static str {
+    let out_of_descriptors =
+        [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(rustix::io::Errno::raw_os_error);
+    match error.raw_os_error().is_some_and(|code| out_of_descriptors.contains(&code)) {
+        true => "file descriptors ran out: raise LimitNOFILE= of the unit, or lower `limits.connections`",
+        false => "trying again",
+    }
+}
+
+/// Places for connections: as many as the configuration says at the time.
+#[derive(Default)]
+struct Places {
+    taken: AtomicUsize,
+    freed: Notify,
+}
+
+/// A place that was taken, to be given back.
+struct Place<'a>(&'a Places);
+
+impl Places {
+    fn try_take(&self, limit: usize) -> bool {
+        let more = |taken| (taken < limit).then_some(taken + 1);
+        self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    async fn take(&self, limit: impl Fn() -> usize) {
+        while !self.try_take(limit()) {
+            // A second at the most: the limit itself may have been raised meanwhile.
+            let _ = timeout(Duration::from_secs(1), self.freed.notified()).await;
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::Relaxed);
+        self.0.freed.notify_one();
+    }
+}
+
+/// The handshakes that go on, oldest first.
+#[derive(Default)]
+struct Handshakes {
+    going_on: Mutex<BTreeMap<u64, oneshot::Sender<()>>>,
+    next: AtomicU64,
+}
+
+/// One of them, for as long as it goes on.
+struct GoingOn<'a> {
+    handshakes: &'a Handshakes,
+    number: u64,
+}
+
+impl Handshakes {
+    /// Begins one; the oldest makes room for it where there are more than `limit`. What is answered beside it resolves
+    /// when it has to make room itself.
+    fn begin(&self, limit: usize) -> (GoingOn<'_>, oneshot::Receiver<()>) {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (evict, evicted) = oneshot::channel();
+        let mut going_on = self.lock();
+        going_on.insert(number, evict);
+        if going_on.len() > limit {
+            going_on.pop_first(); // whose receiver resolves with that
+        }
+        (GoingOn { handshakes: self, number }, evicted)
+    }
+
+    fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, oneshot::Sender<()>>> {
+        self.going_on.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for GoingOn<'_> {
+    fn drop(&mut self) {
+        self.handshakes.lock().remove(&self.number);
     }
 }
 
@@ -180,6 +467,53 @@ mod tests {
         let port = socket.local_addr().unwrap().port();
         let (client, accepted) = tokio::join!(TcpStream::connect(("127.0.0.1", port)), socket.accept());
         assert_eq!(client.unwrap().local_addr().unwrap().port(), accepted.unwrap().1.port());
+    }
+
+    #[test]
+    fn the_oldest_handshake_makes_room() {
+        let handshakes = Handshakes::default();
+        let (first, mut first_evicted) = handshakes.begin(2);
+        let (second, mut second_evicted) = handshakes.begin(2);
+        drop(second);
+        let (_third, mut third_evicted) = handshakes.begin(2);
+        assert!(first_evicted.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Empty));
+        let (_fourth, _) = handshakes.begin(2);
+        let closed = oneshot::error::TryRecvError::Closed;
+        assert_eq!(first_evicted.try_recv(), Err(closed.clone()));
+        assert_eq!(second_evicted.try_recv(), Err(closed), "it has ended by itself");
+        assert!(third_evicted.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Empty));
+        drop(first);
+        assert_eq!(handshakes.count(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_place_gets_one_that_is_freed_or_added() {
+        let places = Places::default();
+        assert!(places.try_take(1) && !places.try_take(1));
+        let place = Place(&places);
+        let (limit, ()) = (AtomicUsize::new(1), ());
+        tokio::join!(places.take(|| limit.load(Ordering::Relaxed)), async { drop(place) });
+        let raise = async {
+            sleep(Duration::from_secs(5)).await;
+            limit.store(2, Ordering::Relaxed);
+        };
+        tokio::join!(places.take(|| limit.load(Ordering::Relaxed)), raise);
+        assert!(!places.try_take(2));
+    }
+
+    #[test]
+    fn refusals_are_told_apart_by_what_the_client_did() {
+        use CertificateError as Certificate;
+        let by = |error| Refused::by(&io::Error::new(io::ErrorKind::InvalidData, error)).reason;
+        let certificate = |error| by(rustls::Error::InvalidCertificate(error));
+        assert_eq!(by(rustls::Error::NoCertificatesPresented), Reason::NoCertificate);
+        assert_eq!(certificate(Certificate::Expired), Reason::Expired);
+        assert_eq!(certificate(Certificate::Revoked), Reason::Revoked);
+        assert_eq!(certificate(Certificate::UnknownIssuer), Reason::Untrusted);
+        assert_eq!(by(rustls::Error::General("what".to_owned())), Reason::Protocol);
+        assert_eq!(Refused::by(&io::ErrorKind::UnexpectedEof.into()).reason, Reason::Closed);
+        let positions = Reason::ALL.iter().map(|reason| *reason as usize);
+        assert!(positions.eq(0..Reason::ALL.len()));
     }
 
     #[test]

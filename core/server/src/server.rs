@@ -1,28 +1,73 @@
-//! The daemon, put together: bind, open the stores, serve, stop.
+//! The daemon, put together: bind, open the stores, serve, reload, stop.
 
 use std::{
-    fmt, fs,
-    future::Future,
-    io,
+    fmt, fs, io,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use arc_swap::ArcSwap;
 use keystead_plugin_host::{Failure, Host, Settings, search_path};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, sync::mpsc, task::JoinSet, time::interval};
 
 use crate::{
+    admin,
     config::{self, Config},
+    daemon::{Daemon, Loader, Parts},
+    failures,
     http::Pages,
     listener::{self, Listener},
     metrics::Metrics,
     service::Service,
     stores::Stores,
-    tls,
+    systemd::{self, Sockets},
+    telemetry::Verbosity,
+    tls::{self, Identity},
 };
 
 /// How long closing the stores may take once every connection has ended.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
+
+/// How long systemd is let wait for stores that take their time, before it is told that the server serves.
+const START: Duration = Duration::from_secs(5);
+
+/// How often is looked whether a connected client's certificate has expired, or the revocation list has.
+const TRUST_EVERY: Duration = Duration::from_secs(60);
+
+/// How often certificates that will expire are warned of.
+const WARN_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How often systemd is told how the server is, where that has changed.
+const TELL_EVERY: Duration = Duration::from_secs(2);
+
+/// How many orders may wait for the one before them.
+pub const ORDERS: usize = 4;
+
+/// What the process is told by its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Order {
+    /// To reload, as on SIGHUP.
+    Reload,
+    /// To finish what is in flight and to end.
+    Stop,
+}
+
+/// What a server starts with.
+#[expect(clippy::exhaustive_structs, reason = "the command line fills it in as a literal")]
+pub struct Launch {
+    /// The configuration.
+    pub config: Config,
+    /// Reads it again.
+    pub load: Loader,
+    /// The log's level.
+    pub verbosity: Verbosity,
+    /// Sockets that were opened before.
+    pub sockets: Sockets,
+    /// What its owner tells it; the end of them is as an order to stop.
+    pub orders: mpsc::Receiver<Order>,
+}
 
 /// Why the server could not start, or had to stop.
 #[derive(Debug)]
@@ -90,58 +135,146 @@ fn processors() -> usize {
 /// The plugin host of a configuration.
 #[must_use]
 pub fn plugin_host(plugins: &config::Plugins) -> Arc<Host> {
+    Host::new(plugin_settings(plugins))
+}
+
+/// How a configuration says that plugins are found and run.
+pub(crate) fn plugin_settings(plugins: &config::Plugins) -> Settings {
     let executable = std::env::current_exe().ok();
-    Host::new(Settings {
+    Settings {
         path: search_path(&plugins.path, executable.as_deref()),
         sha256: plugins.sha256.clone(),
         require_sha256: plugins.require_sha256,
         inline_calls: processors(),
-    })
+    }
 }
 
-/// Runs the server until `stopped` resolves; then accepts no more, finishes what is in flight within the grace period,
+/// Runs the server until it is told to stop; then accepts no more, finishes what is in flight within the grace period,
 /// and closes the stores.
 ///
 /// # Errors
 ///
 /// What kept it from starting, or a critical store's failure.
-pub async fn run(config: &Config, stopped: impl Future<Output = ()>) -> Result<(), Error> {
-    let tls = tls::server_config(config)?;
+pub async fn run(launch: Launch) -> Result<(), Error> {
+    let Launch { config, load, verbosity, mut sockets, mut orders } = launch;
+    let identity = Identity::load(&config)?;
     let metrics = Arc::new(Metrics::new()?);
-    let certificates = tls::expiries(config);
-    metrics.certificates(&certificates);
-    certificates.iter().filter_map(expires_soon).for_each(|warning| tracing::warn!("{warning}"));
-    let sockets = bind(&config.listen)?;
-    let pages = bind(config.metrics.as_deref().unwrap_or_default())?;
+    let pages = match &config.metrics {
+        Some(addresses) => listening(sockets.take_bound_to(addresses), addresses)?,
+        None => Vec::new(),
+    };
+    let keys = listening(std::mem::take(&mut sockets.tcp), &config.listen)?;
+    let admin = admin::Socket::open(config.admin_socket.as_ref(), std::mem::take(&mut sockets.unix))?;
     if let Some(file) = &config.pid_file {
         fs::write(file, std::process::id().to_string())
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))?;
     }
-    let stores = Stores::new(&plugin_host(&config.plugins), &config.stores);
+    let host = plugin_host(&config.plugins);
+    let stores = Stores::new(&host, &metrics, &config.stores);
+    let service = Arc::new(Service::new(Arc::clone(&stores), Arc::clone(&metrics), &config));
+    let config = Arc::new(ArcSwap::from_pointee(config));
+    let identity = Arc::new(ArcSwap::from_pointee(identity));
+    let listener =
+        Listener::new(Arc::clone(&config), Arc::clone(&identity), Arc::clone(&service), Arc::clone(&metrics));
+    let addresses = addresses(&keys);
+    let daemon = Daemon::new(Parts {
+        load,
+        config,
+        identity,
+        host,
+        metrics,
+        stores,
+        service,
+        listener: Arc::clone(&listener),
+        verbosity,
+        addresses,
+    });
+    daemon.warn_of_expiry();
+    let mut tasks = JoinSet::new(); // ended by being dropped
     for socket in pages {
         tracing::info!("metrics and health on {}", socket.local_addr()?);
-        let pages = Arc::new(Pages { metrics: Arc::clone(&metrics), stores: Arc::clone(&stores) });
-        tokio::spawn(pages.serve(socket));
+        tasks.spawn(Arc::new(Pages::new(&daemon)).serve(socket));
     }
-    announce(config, &sockets);
-    let service = Arc::new(Service::new(Arc::clone(&stores), Arc::clone(&metrics), config));
-    let (stop, stopping) = watch::channel(false);
-    let serving = Listener { tls, service, metrics, limits: config.limits.clone() }.run(sockets, stopping);
-    let mut serving = tokio::spawn(serving);
-    let mut keeping = tokio::spawn(Arc::clone(&stores).keep());
+    if let Some(admin) = admin {
+        tracing::info!("administration on {}", admin.path().display());
+        tasks.spawn(admin.serve(Arc::clone(&daemon)));
+    }
+    announce(&daemon);
+    let mut serving = tokio::spawn(listener.run(keys, daemon.stopped()));
+    daemon.stores.start();
+    look_after(&daemon, &mut tasks);
+    let starting = Arc::clone(&daemon);
+    tasks.spawn(async move {
+        starting.stores.were_tried(START).await;
+        systemd::ready(&starting.summary());
+    });
     let outcome = tokio::select! {
-        () = stopped => Ok(()),
-        Ok(Err((store, failure))) = &mut keeping => Err(Error::Critical { store, failure }),
+        () = obey(&daemon, &mut orders) => Ok(()),
+        (store, failure) = daemon.stores.critical_failure() => Err(Error::Critical { store, failure }),
     };
-    tracing::info!("stopping; what is in flight has {:?}", config.limits.grace);
-    stop.send_replace(true);
-    if tokio::time::timeout(config.limits.grace, &mut serving).await.is_err() {
-        tracing::warn!("some requests were not finished within {:?}", config.limits.grace);
+    let grace = daemon.config.load().limits.grace;
+    systemd::stopping();
+    tracing::info!("stopping; what is in flight has {grace:?}");
+    daemon.stop();
+    if tokio::time::timeout(grace, &mut serving).await.is_err() {
+        tracing::warn!("some requests were not finished within {grace:?}");
         serving.abort();
     }
-    keeping.abort();
-    stores.close(CLOSE_GRACE).await;
+    daemon.stores.close(CLOSE_GRACE).await;
     outcome
+}
+
+/// Does what the owner says, until that is to stop.
+async fn obey(daemon: &Arc<Daemon>, orders: &mut mpsc::Receiver<Order>) {
+    let mut reloads = JoinSet::new();
+    while let Some(Order::Reload) = orders.recv().await {
+        while reloads.try_join_next().is_some() {}
+        // One that waits reads everything after this order came: more of them would do the same again.
+        if reloads.len() < 2 {
+            let daemon = Arc::clone(daemon);
+            reloads.spawn(async move { drop(daemon.reload().await) });
+        }
+    }
+}
+
+/// What has to be done every so often.
+fn look_after(daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) {
+    every(tasks, failures::EVERY, daemon, |daemon| daemon.stores.tick());
+    every(tasks, TRUST_EVERY, daemon, Daemon::dismiss);
+    every(tasks, WARN_EVERY, daemon, Daemon::warn_of_expiry);
+    if let Some(patience) = systemd::watchdog() {
+        every(tasks, patience / 3, daemon, |_| systemd::alive());
+    }
+    tasks.spawn(Arc::clone(daemon).watch());
+    let daemon = Arc::clone(daemon);
+    tasks.spawn(async move {
+        let mut said = String::new();
+        loop {
+            let summary = daemon.summary();
+            if summary != said {
+                systemd::status(&summary);
+                said = summary;
+            }
+            tokio::time::sleep(TELL_EVERY).await;
+        }
+    });
+}
+
+fn every(
+    tasks: &mut JoinSet<()>,
+    period: Duration,
+    daemon: &Arc<Daemon>,
+    what: impl Fn(&Daemon) + Send + 'static,
+) {
+    let daemon = Arc::clone(daemon);
+    tasks.spawn(async move {
+        let mut ticks = interval(period);
+        ticks.tick().await; // the first comes at once
+        loop {
+            ticks.tick().await;
+            what(&daemon);
+        }
+    });
 }
 
 /// What the operator should know of a certificate that has expired, or will within 30 days.
@@ -158,20 +291,30 @@ pub fn expires_soon(certificate: &tls::Expiry) -> Option<String> {
     }
 }
 
-fn bind(addresses: &[std::net::SocketAddr]) -> io::Result<Vec<TcpListener>> {
-    addresses.iter().map(|address| listener::bind(*address)).collect()
+/// The sockets that were handed over, or else those of the configuration.
+fn listening(
+    inherited: Vec<std::net::TcpListener>,
+    addresses: &[SocketAddr],
+) -> io::Result<Vec<TcpListener>> {
+    match inherited.is_empty() {
+        true => addresses.iter().map(|address| listener::bind(*address)).collect(),
+        false => inherited.into_iter().map(TcpListener::from_std).collect(),
+    }
 }
 
-fn announce(config: &Config, sockets: &[TcpListener]) {
-    for socket in sockets {
-        if let Ok(address) = socket.local_addr() {
-            tracing::info!(
-                "listening on {address} with the certificate {}, for clients of {}; {} stores",
-                config.auth_cert.display(),
-                config.client_ca.display(),
-                config.stores.len()
-            );
-        }
+fn addresses(sockets: &[TcpListener]) -> Vec<SocketAddr> {
+    sockets.iter().filter_map(|socket| socket.local_addr().ok()).collect()
+}
+
+fn announce(daemon: &Daemon) {
+    let config = daemon.config.load();
+    for address in &daemon.addresses {
+        tracing::info!(
+            "listening on {address} with the certificate {}, for clients of {}; {} stores",
+            config.auth_cert.display(),
+            config.client_ca.display(),
+            config.stores.len()
+        );
     }
     if config.stores.is_empty() {
         tracing::warn!("no private key stores are configured, so that no request can be answered");

@@ -5,14 +5,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use keystead_plugin_host::{Algorithm, Class, Failure, Request as Call};
 use keystead_protocol::{ErrorCode, Opcode, Request, Response};
 
 use crate::{
     config::Config,
-    failures::Failures,
+    failures::About,
     keyring::{Holder, Missing},
-    metrics::Metrics,
+    metrics::{Metrics, Shed, Waiting},
     policy,
     stores::Stores,
     tls::Peer,
@@ -21,6 +22,10 @@ use crate::{
 /// Pauses before a request that failed in a way that may pass is tried again with the same stores.
 const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(250)];
 
+/// How long a request for a key that nobody lists waits for stores that haven't been tried since the start: long enough
+/// for those that are well.
+const FIRST_TRIES: Duration = Duration::from_secs(2);
+
 /// How often that happens at least, whatever `sign_retry_count` says.
 const ROUNDS: u32 = 2;
 
@@ -28,24 +33,42 @@ const ROUNDS: u32 = 2;
 pub struct Service {
     stores: Arc<Stores>,
     metrics: Arc<Metrics>,
-    failures: Failures,
+    terms: ArcSwap<Terms>,
+}
+
+/// What the configuration says of every request.
+#[derive(Clone, Copy, Debug)]
+struct Terms {
     deadline: Duration,
     sign_timeout: Option<Duration>,
     sign_retries: u32,
+}
+
+impl From<&Config> for Terms {
+    fn from(config: &Config) -> Self {
+        Self {
+            deadline: config.limits.deadline,
+            sign_timeout: config.sign_timeout,
+            sign_retries: config.sign_retry_count,
+        }
+    }
 }
 
 impl Service {
     /// A service over stores.
     #[must_use]
     pub fn new(stores: Arc<Stores>, metrics: Arc<Metrics>, config: &Config) -> Self {
-        Self {
-            stores,
-            metrics,
-            failures: Failures::default(),
-            deadline: config.limits.deadline,
-            sign_timeout: config.sign_timeout,
-            sign_retries: config.sign_retry_count,
-        }
+        Self { stores, metrics, terms: ArcSwap::from_pointee(Terms::from(config)) }
+    }
+
+    /// Goes by another configuration from the next request on.
+    pub fn configure(&self, config: &Config) {
+        self.terms.store(Arc::new(Terms::from(config)));
+    }
+
+    /// Counts a connection that isn't read until answers have left.
+    pub(crate) fn waits(&self) {
+        self.metrics.backpressure(Waiting::Requests);
     }
 
     /// Answers the body of one frame with a frame of the same id. A body that can't be read is answered with
@@ -77,13 +100,23 @@ impl Service {
             _ => {}
         }
         let algorithm = algorithm(request.opcode).ok_or(ErrorCode::BAD_OPCODE)?;
-        let found = self.metrics.lookup(|| self.stores.keyring().find(request.ski, request.digest));
+        let find = || self.metrics.lookup(|| self.stores.keyring().find(request.ski, request.digest));
+        let mut found = find();
+        if matches!(found, Err(Missing::Perhaps)) && self.stores.were_tried(FIRST_TRIES).await {
+            found = find();
+        }
         let holders = found.map_err(|missing| self.miss(missing, request, peer))?;
-        let work = Work { peer, request, id: request_id(request), algorithm, arrived };
+        let terms = **self.terms.load();
+        let work = Work { peer, request, id: request_id(request), algorithm, arrived, terms };
         match self.with_any(&holders, &work).await {
             Ok(result) => Ok(Done::Result(result)),
             Err((holder, failure)) => {
-                self.failures.note(&holder, &failure, request.ski, peer, work.id.as_deref());
+                if failure.class == Class::Shed {
+                    self.metrics.shed(Shed::Queue);
+                }
+                let failures =
+                    holder.map_or_else(|| self.stores.missing(), |holder| holder.store().failures());
+                failures.note(&failure, About::request(request.ski, peer.name(), work.id.as_deref()));
                 Err(on_the_wire(failure.class))
             }
         }
@@ -96,7 +129,8 @@ impl Service {
             Missing::Perhaps => "no store has the key, but some have not listed theirs yet",
         };
         let failure = Failure::new(Class::NotFound, why);
-        self.failures.note("none", &failure, request.ski, peer, request_id(request).as_deref());
+        let about = About::request(request.ski, peer.name(), request_id(request).as_deref());
+        self.stores.missing().note(&failure, about);
         match missing {
             Missing::Unknown => ErrorCode::KEY_NOT_FOUND,
             Missing::Unnamed | Missing::Perhaps => ErrorCode::INTERNAL,
@@ -104,20 +138,23 @@ impl Service {
     }
 
     /// Tries the stores that hold the key, and again while that may help and there is time.
-    async fn with_any(&self, holders: &[Holder], work: &Work<'_>) -> Result<Vec<u8>, (String, Failure)> {
+    async fn with_any<'h>(
+        &self,
+        holders: &'h [Holder],
+        work: &Work<'_>,
+    ) -> Result<Vec<u8>, (Option<&'h Holder>, Failure)> {
         let mut round = 0;
         loop {
             let (holder, failure) = match self.with_each(holders, work).await {
                 Ok(result) => return Ok(result),
-                Err(None) => return Err(("none".to_owned(), disproven())),
+                Err(None) => return Err((holders.first(), disproven())),
                 Err(Some(failed)) => failed,
             };
-            let end = work.arrived + holder.store().deadline().min(self.deadline);
-            let pause =
-                self.pause(round, &failure, work.algorithm).filter(|pause| Instant::now() + *pause < end);
+            let end = work.deadline(holder);
+            let pause = work.pause(round, &failure).filter(|pause| Instant::now() + *pause < end);
             match pause {
                 Some(pause) => tokio::time::sleep(pause).await,
-                None => return Err((holder.store().name().to_owned(), failure)),
+                None => return Err((Some(holder), failure)),
             }
             round += 1;
         }
@@ -152,27 +189,12 @@ impl Service {
 
     async fn with(&self, holder: &Holder, work: &Work<'_>) -> Result<Vec<u8>, Failure> {
         let permit = policy::decide(work.peer, holder.store(), work.algorithm).map_err(denied)?;
-        let mut deadline = work.arrived + holder.store().deadline().min(self.deadline);
-        if let Some(timeout) = self.sign_timeout.filter(|_| is_hash_signature(work.algorithm)) {
+        let mut deadline = work.deadline(holder);
+        if let Some(timeout) = work.terms.sign_timeout.filter(|_| is_hash_signature(work.algorithm)) {
             deadline = deadline.min(Instant::now() + timeout);
         }
         let call = Call { id: work.id.as_deref().unwrap_or_default(), deadline };
         holder.perform(permit, work.request.payload, call).await
-    }
-
-    /// How long to wait before the next round; `None` where there is none. A deadline that passed is tried again only
-    /// where `sign_timeout` made it short of the request's own.
-    fn pause(&self, round: u32, failure: &Failure, algorithm: Algorithm) -> Option<Duration> {
-        let retries = if is_hash_signature(algorithm) { self.sign_retries } else { 0 };
-        let (rounds, pause) = match failure.class {
-            Class::Deadline => (retries, Duration::ZERO),
-            class if class.is_transient() => {
-                let pause = PAUSES.get(round as usize).or(PAUSES.last()).copied().unwrap_or_default();
-                (retries.max(ROUNDS), failure.retry_after.unwrap_or(pause))
-            }
-            _ => return None,
-        };
-        (round < rounds).then_some(pause)
     }
 }
 
@@ -189,6 +211,29 @@ struct Work<'a> {
     id: Option<String>,
     algorithm: Algorithm,
     arrived: Instant,
+    terms: Terms,
+}
+
+impl Work<'_> {
+    /// When nobody waits for a store's answer any more.
+    fn deadline(&self, holder: &Holder) -> Instant {
+        self.arrived + holder.store().deadline().min(self.terms.deadline)
+    }
+
+    /// How long to wait before the next round; `None` where there is none. A deadline that passed is tried again only
+    /// where `sign_timeout` made it short of the request's own.
+    fn pause(&self, round: u32, failure: &Failure) -> Option<Duration> {
+        let retries = if is_hash_signature(self.algorithm) { self.terms.sign_retries } else { 0 };
+        let (rounds, pause) = match failure.class {
+            Class::Deadline => (retries, Duration::ZERO),
+            class if class.is_transient() => {
+                let pause = PAUSES.get(round as usize).or(PAUSES.last()).copied().unwrap_or_default();
+                (retries.max(ROUNDS), failure.retry_after.unwrap_or(pause))
+            }
+            _ => return None,
+        };
+        (round < rounds).then_some(pause)
+    }
 }
 
 /// What an opcode asks for; `None` where that is nothing this server knows.

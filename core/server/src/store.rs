@@ -3,17 +3,25 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        Arc, LazyLock, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
+use arc_swap::ArcSwap;
+use aws_lc_rs::{hmac, rand::SystemRandom};
 use keystead_plugin_host as host;
-use keystead_plugin_host::{Class, Failure, Host, Key};
+use keystead_plugin_host::{Algorithm, Class, Failure, Host, Key};
 use zeroize::Zeroizing;
 
-use crate::config::{self, Operation, Prove};
+use crate::{
+    config::{self, Operation, Prove},
+    failures::{self, About, Failures},
+    history::History,
+    metrics::{Figures, Metrics},
+    status::{self, LastError, StoreState, StoreStatus, VendorCode},
+};
 
 /// How long a store that didn't answer comes after others that hold the same key.
 const SUSPECT_FOR: Duration = Duration::from_secs(30);
@@ -21,15 +29,17 @@ const SUSPECT_FOR: Duration = Duration::from_secs(30);
 /// A store with what the server decided about it.
 pub struct ManagedStore {
     store: host::Store,
-    operations: BTreeSet<Operation>,
-    critical: bool,
-    prove: Prove,
-    deadline: Duration,
-    state: Mutex<State>,
-    up: AtomicBool, // what `state` says, for every request to read
+    /// What it was made of, to be held against a later configuration.
+    config: config::Store,
+    /// A keyed hash of its secrets as they were then; zeros where they can't be hashed.
+    secrets: [u8; 32],
+    state: ArcSwap<Dated>,
     refused: OnceLock<Failure>,
-    suspect_since: Mutex<Option<Instant>>,
-    suspect: AtomicBool, // whether there is a time in `suspect_since`, for every request to read
+    /// Until when requests go to other stores first: milliseconds since the process started, 0 for not at all.
+    suspect_until: AtomicU64,
+    failures: Failures,
+    figures: Figures,
+    history: Mutex<History>,
 }
 
 /// How a store is.
@@ -45,10 +55,16 @@ pub enum State {
     Down(Failure),
 }
 
+/// A state, and since when.
+struct Dated {
+    state: State,
+    since: SystemTime,
+}
+
 impl ManagedStore {
     /// A store as configured, not open yet.
     #[must_use]
-    pub fn new(host: &Arc<Host>, config: &config::Store) -> Self {
+    pub fn new(host: &Arc<Host>, config: &config::Store, metrics: &Metrics) -> Self {
         let spec = host::StoreSpec {
             name: config.name.clone(),
             plugin: config.plugin.clone(),
@@ -68,17 +84,17 @@ impl ManagedStore {
                 config::VerifySignatures::Off => host::VerifySignatures::Never,
             },
         };
+        let figures = metrics.store(&config.name);
         Self {
             store: host::Store::new(host, spec),
-            operations: config.operations.clone(),
-            critical: config.critical,
-            prove: config.prove,
-            deadline: config.limits.deadline,
-            state: Mutex::default(),
-            up: AtomicBool::new(false),
+            secrets: fingerprint(&config.secrets),
+            config: config.clone(),
+            state: ArcSwap::from_pointee(Dated { state: State::Opening, since: SystemTime::now() }),
             refused: OnceLock::new(),
-            suspect_since: Mutex::default(),
-            suspect: AtomicBool::new(false),
+            suspect_until: AtomicU64::new(0),
+            failures: Failures::new(&config.name),
+            history: Mutex::new(History::new(&figures)),
+            figures,
         }
     }
 
@@ -97,42 +113,95 @@ impl ManagedStore {
     /// What it may be used for.
     #[must_use]
     pub fn operations(&self) -> &BTreeSet<Operation> {
-        &self.operations
+        &self.config.operations
     }
 
     /// Whether the server can't do without it.
     #[must_use]
     pub fn is_critical(&self) -> bool {
-        self.critical
+        self.config.critical
     }
 
     /// When its keys have to prove themselves.
     #[must_use]
     pub fn prove(&self) -> Prove {
-        self.prove
+        self.config.prove
     }
 
     /// How long one request to it may take.
     #[must_use]
     pub fn deadline(&self) -> Duration {
-        self.deadline
+        self.config.limits.deadline
     }
 
-    /// How it is.
+    /// How often it is asked how it is.
     #[must_use]
-    pub fn state(&self) -> State {
-        self.lock().clone()
+    pub fn health_interval(&self) -> Duration {
+        self.config.limits.health_interval
+    }
+
+    /// Whether a configuration would make the same store again: its settings are the same, wherever they stand in the
+    /// file, and so are the secrets that they name.
+    #[must_use]
+    pub fn is_as_configured(&self, config: &config::Store) -> bool {
+        let config = config::Store { position: self.config.position, ..config.clone() };
+        self.config == config && self.secrets == fingerprint(&config.secrets)
     }
 
     /// Whether it serves.
     #[must_use]
     pub fn is_up(&self) -> bool {
-        self.up.load(Ordering::Relaxed)
+        matches!(self.state.load().state, State::Up)
+    }
+
+    /// Whether it has been tried.
+    #[must_use]
+    pub fn was_tried(&self) -> bool {
+        !matches!(self.state.load().state, State::Opening)
+    }
+
+    /// How it is, with the number of keys that it serves.
+    #[must_use]
+    pub fn status(&self, keys: usize) -> StoreStatus {
+        let dated = self.state.load();
+        let load = self.store.load();
+        let count = self.figures.count();
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        StoreStatus {
+            name: self.name().to_owned(),
+            plugin: self.store.plugin().to_owned(),
+            critical: self.is_critical(),
+            state: match dated.state {
+                State::Opening => StoreState::Opening,
+                State::Up if self.failures.are_going_on() => StoreState::Failing,
+                State::Up => StoreState::Up,
+                State::Down(_) => StoreState::Down,
+            },
+            since: status::seconds(dated.since),
+            last_error: self.last_error(),
+            lanes: status::Lanes { busy: load.busy, total: load.lanes },
+            queue: status::Queue { waiting: load.waiting as u64, limit: load.queue as u64 },
+            keys: keys as u64,
+            requests: status::Requests { ok: count.ok, failed: count.failed },
+            latency_ms: history.latency(&count),
+            history: history.samples(),
+        }
+    }
+
+    /// What has failed.
+    pub(crate) fn failures(&self) -> &Failures {
+        &self.failures
+    }
+
+    /// Takes a sample of the figures, and tells what goes on failing.
+    pub(crate) fn tick(&self) {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).take(&self.figures);
+        self.failures.tell();
     }
 
     /// Whether a key has to prove itself before it is used.
     pub(crate) fn wants_proof(&self, key: &Key) -> bool {
-        self.prove != Prove::Never && !key.is_proven()
+        self.prove() != Prove::Never && !key.is_proven()
     }
 
     /// Makes a call to the backend, unless it has refused its credentials before: nothing presents them again.
@@ -142,9 +211,30 @@ impl ManagedStore {
         }
         let outcome = call.await;
         match &outcome {
-            Ok(_) => self.suspect.store(false, Ordering::Relaxed),
+            Ok(_) => {
+                self.failures.succeeded();
+                if self.suspect_until.load(Ordering::Relaxed) != 0 {
+                    self.suspect_until.store(0, Ordering::Relaxed);
+                }
+            }
             Err(failure) => self.failed(failure),
         }
+        outcome
+    }
+
+    /// As [`Self::ask`], for what a client asked.
+    pub(crate) async fn serve<T>(
+        &self,
+        algorithm: Algorithm,
+        call: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let started = Instant::now();
+        let outcome = self.ask(call).await;
+        self.figures.note(
+            algorithm,
+            outcome.as_ref().map(drop).map_err(|failure| failure.class),
+            started.elapsed(),
+        );
         outcome
     }
 
@@ -152,8 +242,7 @@ impl ManagedStore {
         match failure.class {
             Class::Credentials if self.refused.set(failure.clone()).is_ok() => self.fell(failure.clone()),
             Class::Deadline | Class::Unavailable => {
-                *self.suspect_since.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-                self.suspect.store(true, Ordering::Relaxed);
+                self.suspect_until.store(uptime(SUSPECT_FOR), Ordering::Relaxed);
             }
             _ => {}
         }
@@ -162,44 +251,64 @@ impl ManagedStore {
     /// Whether requests should go to it before others that hold the key: it is up, and hasn't just let a request wait
     /// in vain.
     pub(crate) fn is_preferred(&self) -> bool {
-        self.is_up() && !(self.suspect.load(Ordering::Relaxed) && self.is_suspect())
+        let suspect_until = self.suspect_until.load(Ordering::Relaxed);
+        self.is_up() && (suspect_until == 0 || suspect_until <= uptime(Duration::ZERO))
     }
 
-    fn is_suspect(&self) -> bool {
-        let since = *self.suspect_since.lock().unwrap_or_else(PoisonError::into_inner);
-        since.is_some_and(|since| since.elapsed() < SUSPECT_FOR)
-    }
-
-    /// Whether the backend has refused its credentials; then nothing but a new start helps.
+    /// Whether the backend has refused its credentials; then nothing but another secret helps.
     pub(crate) fn is_refused(&self) -> bool {
         self.refused.get().is_some()
     }
 
+    /// Why it has.
+    pub(crate) fn refusal(&self) -> Option<Failure> {
+        self.refused.get().cloned()
+    }
+
+    /// Notes that it serves.
     pub(crate) fn recovered(&self) {
-        let before = self.set(State::Up);
-        if let State::Down(failure) = before {
-            tracing::info!(store = self.name(), "the store is back; it was down because: {failure}");
-        }
+        self.failures.end();
+        self.set(State::Up);
     }
 
     /// Notes that it is down; says so once for each reason.
     pub(crate) fn fell(&self, failure: Failure) {
-        let before = self.set(State::Down(failure.clone()));
-        if !matches!(before, State::Down(same) if same == failure) {
-            tracing::warn!(store = self.name(), class = failure.class.name(), "the store is down: {failure}");
+        if !matches!(&self.state.load().state, State::Down(before) if failures::same(before, &failure)) {
+            self.failures.note(&failure, About::default());
         }
+        self.set(State::Down(failure));
     }
 
-    /// Answers the state before.
-    fn set(&self, state: State) -> State {
-        let mut current = self.lock();
-        self.up.store(matches!(state, State::Up), Ordering::Relaxed);
-        std::mem::replace(&mut *current, state)
+    fn set(&self, state: State) {
+        let before = self.state.load();
+        let since = match std::mem::discriminant(&before.state) == std::mem::discriminant(&state) {
+            true => before.since,
+            false => SystemTime::now(),
+        };
+        self.state.store(Arc::new(Dated { state, since }));
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn last_error(&self) -> Option<LastError> {
+        let state = self.state.load();
+        let why = |failure: &Failure| match &state.state {
+            State::Down(why) => failures::same(failure, why),
+            _ => failure.class.blames_the_backend(),
+        };
+        let blamed = self.failures.causes().into_iter().filter(|cause| why(&cause.failure));
+        blamed.max_by_key(|cause| cause.at).map(|cause| LastError {
+            at: status::seconds(cause.at),
+            class: cause.failure.class.name().to_owned(),
+            vendor: VendorCode::of(&cause.failure),
+            message: cause.failure.message,
+        })
     }
+}
+
+/// Milliseconds since the process started, some time from now.
+fn uptime(from_now: Duration) -> u64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let since = START.elapsed().saturating_add(from_now);
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Lanes of a store that sets none: what network HSMs want for their full throughput (20 to 30, by their vendors'
@@ -215,4 +324,21 @@ impl host::Secrets for Sources {
     fn read(&self, name: &str) -> Option<Result<Zeroizing<Vec<u8>>, String>> {
         self.0.get(name).map(|source| source.read().map_err(|error| error.to_string()))
     }
+}
+
+/// Tells whether secrets have changed, and nothing else about them: a hash under a key that lives with the process.
+/// What can't be read counts as absent.
+fn fingerprint(secrets: &BTreeMap<String, config::SecretSource>) -> [u8; 32] {
+    static KEY: LazyLock<Option<hmac::Key>> =
+        LazyLock::new(|| hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).ok());
+    let Some(key) = &*KEY else { return [0; 32] };
+    let mut context = hmac::Context::with_key(key);
+    for (name, source) in secrets {
+        let value = source.read().unwrap_or_default();
+        for part in [name.as_bytes(), &value] {
+            context.update(&(part.len() as u64).to_be_bytes());
+            context.update(part);
+        }
+    }
+    context.sign().as_ref().try_into().unwrap_or_default()
 }

@@ -1,26 +1,40 @@
 //! The stores in service: each is opened, listed, proven and watched by a task of its own, and retried with back-off
 //! while it is down. What they list together is the keyring.
+//!
+//! A reload [prepares](Stores::prepare) what is new beside what serves, then [swaps](Stores::swap): the keyring changes
+//! at one moment, and a store that went is closed when nobody uses it any more.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    collections::BTreeMap,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
-use keystead_plugin_host::{Class, Failure, Finding, Host, Listing, Severity};
-use tokio::task::JoinSet;
+use futures_util::FutureExt;
+use keystead_plugin_host::{Class, Failure, Finding, Host, Isolation, Listing, Severity};
+use tokio::{
+    sync::watch,
+    task::{AbortHandle, JoinSet},
+    time::{sleep, timeout, timeout_at},
+};
 
 use crate::{
     config::{self, Prove},
+    failures::{Cause, Failures},
     keyring::{Holder, Keyring},
+    metrics::Metrics,
+    status::{self, KeyStatus, StoreStatus},
     store::ManagedStore,
 };
 
-/// How often a store is asked how it is.
-const HEALTH_EVERY: Duration = Duration::from_secs(30);
+/// The first and the longest pause before a store that is down is tried again. An HSM that comes back is to serve
+/// within 5 s.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(3));
 
-/// The first and the longest pause before a store that is down is tried again.
-const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Between two listings that a plugin asks for.
+const LIST_EVERY: Duration = Duration::from_secs(1);
 
 /// Between two proofs in the background: an HSM has better things to do.
 const PROOF_EVERY: Duration = Duration::from_millis(100);
@@ -28,26 +42,136 @@ const PROOF_EVERY: Duration = Duration::from_millis(100);
 /// How long one proof may take.
 const PROOF_DEADLINE: Duration = Duration::from_secs(30);
 
+/// How long the keys of a store may prove themselves before a reload goes on without waiting for the rest.
+const PROOFS_AT_RELOAD: Duration = Duration::from_secs(10);
+
+/// How often is looked whether a store that went is still used.
+const DRAIN_EVERY: Duration = Duration::from_millis(20);
+
+/// How long closing a store may take once nobody uses it.
+const CLOSE_GRACE: Duration = Duration::from_secs(2);
+
 /// Every store of the configuration, and the keyring over them.
 pub struct Stores {
-    all: Vec<Arc<ManagedStore>>,
+    host: Arc<Host>,
+    metrics: Arc<Metrics>,
+    entries: Mutex<Vec<Entry>>,
     keyring: ArcSwap<Keyring>,
+    /// Requests for keys that no store has.
+    missing: Failures,
+    /// Stores of refused reloads whose backend refused their credentials.
+    refused: Mutex<Vec<Arc<ManagedStore>>>,
+    fatal: watch::Sender<Option<(String, Failure)>>,
+    /// Tells that a store was tried.
+    changes: watch::Sender<()>,
+}
+
+/// One store in service.
+struct Entry {
+    store: Arc<ManagedStore>,
+    /// What it lists; `None` until it has.
+    list: Option<Vec<Holder>>,
+    /// Asks its keeper to look at once, and tells that it has.
+    look: Arc<Look>,
+    keeper: Option<AbortHandle>,
+}
+
+/// What a store lists, and the generation of that; `None` where its health could not be told.
+struct Listed {
+    holders: Vec<Holder>,
+    generation: Option<u64>,
+}
+
+/// A look at a store that is asked for: by number, so that who asks knows when it is done.
+#[derive(Default)]
+struct Look {
+    wanted: watch::Sender<u64>,
+    done: watch::Sender<u64>,
+}
+
+impl Look {
+    /// Asks for a look; answers its number.
+    fn want(&self) -> u64 {
+        let mut number = 0;
+        self.wanted.send_modify(|wanted| {
+            *wanted += 1;
+            number = *wanted;
+        });
+        number
+    }
+
+    /// Waits until a look is wanted that isn't done yet; answers the latest.
+    async fn wanted(&self) -> u64 {
+        let done = *self.done.borrow();
+        let mut wanted = self.wanted.subscribe();
+        let wanted = wanted.wait_for(|wanted| *wanted > done).await.map(|wanted| *wanted);
+        match wanted {
+            Ok(wanted) => wanted,
+            Err(_) => std::future::pending().await, // the sender lives as long as this does
+        }
+    }
+
+    fn is_done(&self, number: u64) {
+        self.done.send_replace(number);
+    }
+
+    async fn wait(&self, number: u64) {
+        let _ = self.done.subscribe().wait_for(|done| *done >= number).await;
+    }
+}
+
+/// What a configuration makes of the stores: those that stay as they are, and new ones, open and listed.
+pub struct Prepared(Vec<Planned>);
+
+enum Planned {
+    Kept(Arc<ManagedStore>),
+    Opened(Arc<ManagedStore>, Listed),
+}
+
+/// What a swap changed, by the names of stores.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Change {
+    /// Those that are new.
+    pub added: Vec<String>,
+    /// Those that were opened anew, because their settings or secrets changed.
+    pub changed: Vec<String>,
+    /// Those that are no more.
+    pub removed: Vec<String>,
 }
 
 impl Stores {
     /// The stores of a configuration, none of them open.
     #[must_use]
-    pub fn new(host: &Arc<Host>, stores: &[config::Store]) -> Arc<Self> {
+    pub fn new(host: &Arc<Host>, metrics: &Arc<Metrics>, stores: &[config::Store]) -> Arc<Self> {
+        let entries =
+            stores.iter().map(|store| Entry::new(ManagedStore::new(host, store, metrics).into(), None));
         Arc::new(Self {
-            all: stores.iter().map(|store| Arc::new(ManagedStore::new(host, store))).collect(),
+            host: Arc::clone(host),
+            metrics: Arc::clone(metrics),
+            entries: Mutex::new(entries.collect()),
             keyring: ArcSwap::from_pointee(Keyring::new([], stores.is_empty())),
+            missing: Failures::new("none"),
+            refused: Mutex::default(),
+            fatal: watch::Sender::new(None),
+            changes: watch::Sender::new(()),
         })
     }
 
-    /// The stores, in the order of the configuration.
-    #[must_use]
-    pub fn all(&self) -> &[Arc<ManagedStore>] {
-        &self.all
+    /// Keeps every store in service from now on.
+    pub fn start(self: &Arc<Self>) {
+        for entry in &mut *self.lock() {
+            entry.keep(self, None);
+        }
+    }
+
+    /// Waits until a critical store fails to open for the first time; answers its name and why.
+    pub async fn critical_failure(&self) -> (String, Failure) {
+        let mut fatal = self.fatal.subscribe();
+        match fatal.wait_for(Option::is_some).await.map(|failure| failure.clone()) {
+            Ok(Some(failure)) => failure,
+            _ => std::future::pending().await, // the sender lives as long as this does
+        }
     }
 
     /// The keys that are served at this moment.
@@ -59,82 +183,346 @@ impl Stores {
     /// Whether the server can do its work: every critical store serves, or where none is critical at least one.
     #[must_use]
     pub fn are_ready(&self) -> bool {
-        let critical: Vec<_> = self.all.iter().filter(|store| store.is_critical()).collect();
+        let stores = self.all();
+        let critical: Vec<_> = stores.iter().filter(|store| store.is_critical()).collect();
         match critical.is_empty() {
-            true => self.all.iter().any(|store| store.is_up()),
+            true => stores.iter().any(|store| store.is_up()),
             false => critical.iter().all(|store| store.is_up()),
         }
     }
 
-    /// Keeps every store in service until dropped.
+    /// How each store is, in the order of the configuration.
+    #[must_use]
+    pub fn status(&self) -> Vec<StoreStatus> {
+        let entries = self.lock();
+        entries.iter().map(|entry| entry.store.status(entry.list.as_ref().map_or(0, Vec::len))).collect()
+    }
+
+    /// Every key of every store, in the order of the configuration.
+    #[must_use]
+    pub fn keys(&self) -> Vec<KeyStatus> {
+        let entries = self.lock();
+        let holders = entries.iter().flat_map(|entry| entry.list.iter().flatten());
+        let allowed = |store: &ManagedStore| store.operations().iter().copied().collect::<Vec<_>>();
+        holders
+            .map(|holder| KeyStatus::new(holder.store().name(), holder.key(), &allowed(holder.store())))
+            .collect()
+    }
+
+    /// The plugins that are loaded, with the stores of each.
+    #[must_use]
+    pub fn plugins(&self) -> Vec<status::Plugin> {
+        let mut plugins: BTreeMap<String, status::Plugin> = BTreeMap::new();
+        for store in self.all() {
+            let Some(description) = store.store().description() else { continue };
+            let plugin = plugins.entry(store.store().plugin().to_owned()).or_insert_with(|| status::Plugin {
+                name: store.store().plugin().to_owned(),
+                version: description.version,
+                vendor: description.vendor,
+                isolation: isolation_name(Isolation::Inline).to_owned(), // the only one that is built
+                stores: Vec::new(),
+            });
+            plugin.stores.push(store.name().to_owned());
+        }
+        plugins.into_values().collect()
+    }
+
+    /// What has failed, by the name of the store and the cause; `none` for keys that no store has.
+    pub(crate) fn failures(&self) -> Vec<(String, Cause)> {
+        let stores = self.all();
+        let of_stores = stores.iter().map(|store| (store.name(), store.failures()));
+        let all = of_stores.chain([("none", &self.missing)]);
+        all.flat_map(|(name, failures)| failures.causes().into_iter().map(|cause| (name.to_owned(), cause)))
+            .collect()
+    }
+
+    /// Where requests for keys that no store has are noted.
+    pub(crate) fn missing(&self) -> &Failures {
+        &self.missing
+    }
+
+    /// Takes a sample of every store's figures, and tells what goes on failing.
+    pub(crate) fn tick(&self) {
+        self.all().iter().for_each(|store| store.tick());
+        self.missing.tell();
+    }
+
+    /// Opens, lists and proves the stores of a configuration that are new, or are configured otherwise than those that
+    /// serve, beside these. Changes nothing.
     ///
     /// # Errors
     ///
-    /// A critical store's first failure, with its name.
-    pub async fn keep(self: Arc<Self>) -> Result<(), (String, Failure)> {
-        let mut tasks = JoinSet::new();
-        let lists = Arc::new(Mutex::new(vec![None; self.all.len()]));
-        for (position, store) in self.all.iter().enumerate() {
-            let keeper = Keeper {
-                stores: Arc::clone(&self),
-                store: Arc::clone(store),
-                position,
-                lists: Arc::clone(&lists),
-            };
-            tasks.spawn(keeper.run());
-        }
-        while let Some(ended) = tasks.join_next().await {
-            match ended {
-                Ok(failure) => return Err(failure),
-                Err(error) => tracing::error!(%error, "a store is no longer watched; restart the server"),
+    /// Which store can't serve, and why. Those that were opened are closed again.
+    pub async fn prepare(&self, stores: &[config::Store]) -> Result<Prepared, (String, Failure)> {
+        let kept =
+            |config: &config::Store| self.all().into_iter().find(|store| store.is_as_configured(config));
+        let mut plan: Vec<Option<Planned>> =
+            stores.iter().map(|config| kept(config).map(Planned::Kept)).collect();
+        let mut opening = JoinSet::new();
+        for (position, config) in stores.iter().enumerate() {
+            if matches!(plan.get(position), Some(None)) {
+                let store = self.not_refused(config)?;
+                opening.spawn(async move { (position, opened(Arc::clone(&store)).await, store) });
             }
         }
-        std::future::pending().await
+        let mut failed = None;
+        while let Some(ended) = opening.join_next().await {
+            let Ok((position, listed, store)) = ended else { continue };
+            match (listed, plan.get_mut(position)) {
+                (Ok(listed), Some(place)) => *place = Some(Planned::Opened(store, listed)),
+                (Err(failure), _) => {
+                    if store.is_refused() {
+                        self.refused.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&store));
+                    }
+                    store.store().close(CLOSE_GRACE).await;
+                    failed.get_or_insert((store.name().to_owned(), failure));
+                }
+                (Ok(_), None) => {}
+            }
+        }
+        let complete = plan.iter().all(Option::is_some);
+        let prepared = Prepared(plan.into_iter().flatten().collect());
+        match failed {
+            None if complete => Ok(prepared),
+            failed => {
+                prepared.discard().await;
+                Err(failed.unwrap_or_else(|| {
+                    ("?".to_owned(), Failure::new(Class::Internal, "opening it panicked"))
+                }))
+            }
+        }
     }
 
-    /// Closes every store within `grace`.
+    /// Puts what was prepared into service, and closes what went: when no request uses it any more, within `grace`.
+    pub fn swap(self: &Arc<Self>, prepared: Prepared, grace: Duration) -> Change {
+        let mut change = Change::default();
+        let mut entries = self.lock();
+        let mut before = std::mem::take(&mut *entries);
+        for planned in prepared.0 {
+            entries.push(match planned {
+                Planned::Kept(store) => {
+                    let position = before.iter().position(|entry| Arc::ptr_eq(&entry.store, &store));
+                    let entry = position.map(|position| before.swap_remove(position));
+                    entry.unwrap_or_else(|| Entry::new(store, None))
+                }
+                Planned::Opened(store, Listed { holders, generation }) => {
+                    let is_new = before.iter().all(|entry| entry.store.name() != store.name());
+                    let names = if is_new { &mut change.added } else { &mut change.changed };
+                    names.push(store.name().to_owned());
+                    store.recovered();
+                    let mut entry = Entry::new(store, Some(holders));
+                    entry.keep(self, Some(generation));
+                    entry
+                }
+            });
+        }
+        self.publish(&entries);
+        let names: Vec<_> = entries.iter().map(|entry| entry.store.name().to_owned()).collect();
+        drop(entries);
+        for entry in before {
+            let name = entry.store.name().to_owned();
+            if !names.contains(&name) {
+                self.metrics.forget_store(&name);
+                change.removed.push(name);
+            }
+            tokio::spawn(entry.retire(grace));
+        }
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        change
+    }
+
+    /// Has every store that serves look whether its keys have changed, and waits until those have, or the time is up.
+    /// Answers the names of those that haven't.
+    pub async fn look(&self, patience: Duration) -> Vec<String> {
+        let serving = |entry: &&Entry| entry.store.is_up();
+        let looks: Vec<_> = self
+            .lock()
+            .iter()
+            .inspect(|entry| _ = entry.look.want()) // one that is down is tried at once
+            .filter(serving)
+            .map(|entry| {
+                (entry.store.name().to_owned(), Arc::clone(&entry.look), *entry.look.wanted.borrow())
+            })
+            .collect();
+        let until = tokio::time::Instant::now() + patience;
+        let mut missing = Vec::new();
+        for (name, look, number) in looks {
+            if timeout_at(until, look.wait(number)).await.is_err() {
+                missing.push(name);
+            }
+        }
+        missing
+    }
+
+    /// Waits until every store has been tried, or the time is up; answers whether it was.
+    pub async fn were_tried(&self, patience: Duration) -> bool {
+        let mut changes = self.changes.subscribe();
+        let tried = async {
+            while !self.all().iter().all(|store| store.was_tried()) {
+                let _ = changes.changed().await;
+            }
+        };
+        timeout(patience, tried).await.is_ok()
+    }
+
+    /// Ends the watch over the stores, and closes every one within `grace`.
     pub async fn close(&self, grace: Duration) {
         let mut closing = JoinSet::new();
-        for store in &self.all {
-            let store = Arc::clone(store);
-            closing.spawn(async move { store.store().close(grace).await });
+        for entry in self.lock().drain(..) {
+            entry.keeper.inspect(AbortHandle::abort);
+            closing.spawn(async move { entry.store.store().close(grace).await });
         }
         closing.join_all().await;
     }
+
+    fn all(&self) -> Vec<Arc<ManagedStore>> {
+        self.lock().iter().map(|entry| Arc::clone(&entry.store)).collect()
+    }
+
+    /// A store to be opened; not one whose credentials were refused before, as they are.
+    fn not_refused(&self, config: &config::Store) -> Result<Arc<ManagedStore>, (String, Failure)> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        match refused.iter().find(|store| store.is_as_configured(config)).and_then(|store| store.refusal()) {
+            Some(failure) => Err((config.name.clone(), failure)),
+            None => Ok(ManagedStore::new(&self.host, config, &self.metrics).into()),
+        }
+    }
+
+    /// Joins the keys of all stores, and swaps the keyring.
+    fn publish(&self, entries: &[Entry]) {
+        let complete = entries.iter().all(|entry| entry.list.is_some());
+        let holders = entries.iter().flat_map(|entry| entry.list.iter().flatten()).cloned();
+        self.keyring.store(Arc::new(Keyring::new(holders, complete)));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// What each store lists; `None` until it has.
-type Lists = Arc<Mutex<Vec<Option<Vec<Holder>>>>>;
+impl Entry {
+    fn new(store: Arc<ManagedStore>, list: Option<Vec<Holder>>) -> Self {
+        Self { store, list, look: Arc::default(), keeper: None }
+    }
+
+    /// Starts its keeper; `listed` is the generation of a listing that there is already.
+    fn keep(&mut self, stores: &Arc<Stores>, listed: Option<Option<u64>>) {
+        let keeper = Keeper {
+            stores: Arc::clone(stores),
+            store: Arc::clone(&self.store),
+            look: Arc::clone(&self.look),
+            listed,
+        };
+        let name = self.store.name().to_owned();
+        let kept = async move {
+            if AssertUnwindSafe(keeper.run()).catch_unwind().await.is_err() {
+                tracing::error!(store = name, "the store is no longer watched; restart the server");
+            }
+        };
+        self.keeper = Some(tokio::spawn(kept).abort_handle());
+    }
+
+    /// Closes the store when nobody uses it any more, or the time is up.
+    async fn retire(self, grace: Duration) {
+        let Self { store, list, keeper, look: _ } = self;
+        drop(list);
+        keeper.inspect(AbortHandle::abort);
+        let used = async {
+            while Arc::strong_count(&store) > 1 {
+                sleep(DRAIN_EVERY).await;
+            }
+        };
+        if timeout(grace, used).await.is_err() {
+            tracing::warn!(
+                store = store.name(),
+                "closed with requests in flight that took more than {grace:?}"
+            );
+        }
+        store.store().close(CLOSE_GRACE).await;
+        tracing::info!(store = store.name(), "closed");
+    }
+}
+
+impl Prepared {
+    /// Closes what was opened.
+    async fn discard(self) {
+        for planned in self.0 {
+            if let Planned::Opened(store, _) = planned {
+                store.store().close(CLOSE_GRACE).await;
+            }
+        }
+    }
+}
+
+/// Opens a store, lists its keys and has them prove themselves.
+async fn opened(store: Arc<ManagedStore>) -> Result<Listed, Failure> {
+    store.ask(store.store().open()).await?;
+    let generation = generation(&store).await;
+    let holders = listed(&store).await?;
+    let until = Instant::now() + PROOFS_AT_RELOAD;
+    for holder in holders.iter().filter(|holder| store.wants_proof(holder.key())) {
+        if store.prove() == Prove::Background && Instant::now() >= until {
+            break; // the rest prove themselves later
+        }
+        holder.prove(Instant::now() + PROOF_DEADLINE).await?;
+    }
+    Ok(Listed { holders, generation })
+}
+
+/// The generation of a listing that comes after this, so that no change is missed.
+async fn generation(store: &ManagedStore) -> Option<u64> {
+    store.ask(store.store().health()).await.ok()
+}
+
+async fn listed(store: &Arc<ManagedStore>) -> Result<Vec<Holder>, Failure> {
+    let Listing { keys, findings, .. } = store.ask(store.store().keys()).await?;
+    for finding in &findings {
+        report(store.name(), finding);
+    }
+    Ok(keys.into_iter().map(|key| Holder::new(Arc::clone(store), key)).collect())
+}
 
 /// The life of one store.
 struct Keeper {
     stores: Arc<Stores>,
     store: Arc<ManagedStore>,
-    position: usize,
-    lists: Lists,
+    look: Arc<Look>,
+    /// Where it is open, and its keys are listed: the generation of that.
+    listed: Option<Option<u64>>,
 }
 
 impl Keeper {
     /// Ends only with the failure of a critical store.
-    async fn run(self) -> (String, Failure) {
+    async fn run(mut self) {
         let mut pause = BACK_OFF.0;
         loop {
             match self.serve().await {
                 Ok(never) => match never {},
-                Err(failure) if self.store.is_critical() => return (self.store.name().to_owned(), failure),
+                Err(failure) if self.store.is_critical() => {
+                    self.stores.fatal.send_replace(Some((self.store.name().to_owned(), failure)));
+                    return;
+                }
                 Err(failure) => self.down(failure).await,
             }
-            tokio::time::sleep(pause).await;
+            if let Ok(look) = timeout(pause, self.look.wanted()).await {
+                self.look.is_done(look); // the next try is the look
+            }
             pause = (pause * 2).min(BACK_OFF.1);
         }
     }
 
     /// Opens and serves; comes back only when opening or the first listing failed.
-    async fn serve(&self) -> Result<std::convert::Infallible, Failure> {
+    async fn serve(&mut self) -> Result<std::convert::Infallible, Failure> {
         let started = Instant::now();
         self.store.ask(self.store.store().open()).await?;
-        let mut generation = self.store.ask(self.store.store().health()).await.ok(); // before the listing, so that no change is missed
-        self.list().await?;
+        let mut generation = match self.listed.take() {
+            Some(generation) => generation,
+            None => {
+                let generation = generation(&self.store).await;
+                self.list().await?;
+                generation
+            }
+        };
         tracing::info!(
             store = self.store.name(),
             plugin = self.store.store().plugin(),
@@ -147,21 +535,30 @@ impl Keeper {
             if self.store.prove() == Prove::Background {
                 proofs.spawn(prove_all(self.holders()));
             }
-            self.changed(&mut generation).await;
+            let look = self.changed(&mut generation).await;
             if let Err(failure) = self.list().await {
                 generation = None; // the next look after its health lists again
                 tracing::warn!(store = self.store.name(), "the keys can't be listed again: {failure}");
             }
+            look.inspect(|look| self.look.is_done(*look));
         }
     }
 
-    /// Waits until the listing has changed; meanwhile asks for the store's health.
-    async fn changed(&self, generation: &mut Option<u64>) {
+    /// Waits until the listing has changed; meanwhile asks for the store's health, more often while that is bad.
+    /// Answers the look that was wanted, if it found the change.
+    async fn changed(&self, generation: &mut Option<u64>) -> Option<u64> {
+        let listed = Instant::now();
         loop {
-            tokio::select! {
-                () = self.store.store().keys_changed() => return,
-                () = tokio::time::sleep(HEALTH_EVERY) => {}
-            }
+            let interval = self.store.health_interval();
+            let interval = if self.store.is_up() { interval } else { interval.min(BACK_OFF.1) };
+            let look = tokio::select! {
+                () = self.store.store().keys_changed() => {
+                    sleep(LIST_EVERY.saturating_sub(listed.elapsed())).await;
+                    return None;
+                }
+                look = self.look.wanted() => Some(look),
+                () = sleep(interval) => None,
+            };
             if self.store.is_refused() {
                 std::future::pending::<()>().await;
             }
@@ -169,62 +566,62 @@ impl Keeper {
                 Ok(now) => {
                     self.store.recovered();
                     if generation.replace(now) != Some(now) {
-                        return;
+                        return look;
                     }
                 }
                 Err(failure) => self.store.fell(failure),
             }
+            look.inspect(|look| self.look.is_done(*look));
         }
     }
 
     async fn list(&self) -> Result<(), Failure> {
-        let Listing { keys, findings, .. } = self.store.ask(self.store.store().keys()).await?;
-        for finding in &findings {
-            report(self.store.name(), finding);
+        let mut holders = listed(&self.store).await?;
+        let before = self.holders();
+        for holder in &mut holders {
+            // What has proven itself needn't again, and what has failed to doesn't get another chance.
+            if let Some(known) = before.iter().find(|known| known.key().is_same_as(holder.key())) {
+                *holder = known.clone();
+            }
         }
-        let mut holders: Vec<Holder> =
-            keys.into_iter().map(|key| Holder::new(Arc::clone(&self.store), key)).collect();
         if self.store.prove() == Prove::Start {
             for holder in &holders {
                 prove(holder).await;
             }
             holders.retain(|holder| !holder.is_disproven());
         }
-        self.publish(holders);
-        self.store.recovered();
-        Ok(())
-    }
-
-    /// Joins this store's keys to those of the others, and swaps the keyring.
-    fn publish(&self, holders: Vec<Holder>) {
-        let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(list) = lists.get_mut(self.position) {
-            *list = Some(holders);
+        let mut entries = self.stores.lock();
+        if let Some(entry) = entries.iter_mut().find(|entry| Arc::ptr_eq(&entry.store, &self.store)) {
+            entry.list = Some(holders);
+            self.stores.publish(&entries);
         }
-        let complete = lists.iter().all(Option::is_some);
-        let keyring = Keyring::new(lists.iter().flatten().flatten().cloned(), complete);
-        self.stores.keyring.store(Arc::new(keyring));
+        drop(entries);
+        self.store.recovered();
+        self.stores.changes.send_replace(());
+        Ok(())
     }
 
     async fn down(&self, failure: Failure) {
         let hopeless = failure.class == Class::Credentials;
         self.store.fell(failure);
+        self.stores.changes.send_replace(());
         if hopeless {
-            // No second attempt with the same secret: it could lock the token. A new secret comes with a new start.
+            // No second attempt with the same secret: it could lock the token. A new secret comes with a reload.
             std::future::pending::<()>().await;
         }
     }
 
     fn holders(&self) -> Vec<Holder> {
-        let lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
-        lists.get(self.position).cloned().flatten().unwrap_or_default()
+        let entries = self.stores.lock();
+        let entry = entries.iter().find(|entry| Arc::ptr_eq(&entry.store, &self.store));
+        entry.and_then(|entry| entry.list.clone()).unwrap_or_default()
     }
 }
 
 async fn prove_all(holders: Vec<Holder>) {
-    for holder in holders {
+    for holder in holders.into_iter().filter(|holder| !holder.key().is_proven() && !holder.is_disproven()) {
         prove(&holder).await;
-        tokio::time::sleep(PROOF_EVERY).await;
+        sleep(PROOF_EVERY).await;
     }
 }
 
@@ -242,5 +639,14 @@ pub(crate) fn report(store: &str, finding: &Finding) {
     match finding.severity {
         Severity::Warning => tracing::warn!(store, subject, hint, "{failure}"),
         Severity::Error => tracing::warn!(store, subject, hint, "not served: {failure}"),
+    }
+}
+
+/// The word for where a plugin runs.
+#[must_use]
+pub fn isolation_name(isolation: Isolation) -> &'static str {
+    match isolation {
+        Isolation::Inline => "inline",
+        Isolation::Process => "process",
     }
 }

@@ -1,25 +1,42 @@
-//! The log: lines on standard error, for people or as JSON.
+//! The log: lines on standard error, for people or as JSON; its level can be changed while the server runs.
 
 use std::io::IsTerminal;
 
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::{
+    Registry, filter::LevelFilter as Filter, layer::SubscriberExt, reload, util::SubscriberInitExt,
+};
 
 use crate::config::{Level, Log, LogFormat};
 
+/// The log's level, for whoever may change it.
+#[derive(Clone, Debug)]
+pub struct Verbosity(reload::Handle<Filter, Registry>);
+
 /// Starts logging, once per process.
-pub fn start(log: Log) {
-    let builder = tracing_subscriber::fmt()
+pub fn start(log: Log) -> Verbosity {
+    let (filter, handle) = reload::Layer::new(filter(log.level));
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_max_level(level(log.level))
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
+    let registry = tracing_subscriber::registry().with(filter);
     // Fails only where the process logs already.
     let _ = match log.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Text => registry.with(lines).try_init(),
+        LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
     };
+    Verbosity(handle)
 }
 
-fn level(level: Level) -> LevelFilter {
+impl Verbosity {
+    /// Writes from now on what is at least this severe.
+    pub fn set(&self, level: Level) {
+        // Fails only where logging has ended.
+        let _ = self.0.modify(|current| *current = filter(level));
+    }
+}
+
+fn filter(level: Level) -> LevelFilter {
     match level {
         Level::Trace => LevelFilter::TRACE,
         Level::Debug => LevelFilter::DEBUG,

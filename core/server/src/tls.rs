@@ -11,17 +11,13 @@ use aws_lc_rs::digest;
 use rustls::{
     RootCertStore, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion,
     crypto::{CryptoProvider, aws_lc_rs as provider},
-    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject},
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime, pem::PemObject},
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     version::{TLS12, TLS13},
 };
 use x509_parser::{extensions::GeneralName, prelude::*};
 
-use crate::config::{Config, TlsVersion};
-
-/// A resumed session doesn't show its certificate again, so that a revoked client would stay.
-const CRL_OR_RESUMPTION: &str = "`tls.crl` and `tls.resumption` exclude each other, because a resumed session is not \
-                                 checked against the revocation list: remove one of them";
+use crate::config::{self, Config, TlsVersion};
 
 /// The tag that every DER file starts with (ITU-T X.690 clause 8.9.1).
 const SEQUENCE: u8 = 0x30;
@@ -34,6 +30,8 @@ pub struct Peer {
     pub subject: String,
     /// DNS names, addresses and URIs of its subject alternative name.
     pub names: Vec<String>,
+    /// Serial number, in decimal as the reference has it.
+    pub serial: String,
     /// SHA-256 of the certificate.
     pub fingerprint: [u8; 32],
     /// When the certificate expires.
@@ -73,53 +71,111 @@ impl std::fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// The TLS of the key protocol, from the files that the configuration names.
-///
-/// # Errors
-///
-/// The file that is missing or can't be used, and why; or settings that exclude each other.
-pub fn server_config(config: &Config) -> Result<Arc<ServerConfig>, Error> {
-    if config.tls.resumption && config.tls.crl.is_some() {
-        return Err(Error { message: CRL_OR_RESUMPTION.to_owned() });
-    }
-    let provider = Arc::new(crypto());
-    let roots = roots(&config.client_ca)?;
-    let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
-    if let Some(crl) = &config.tls.crl {
-        verifier = verifier.with_crls(revocations(crl)?).enforce_revocation_expiration();
-    }
-    // That there is no root was refused above, so that a list is what can be wrong.
-    let blamed = config.tls.crl.as_ref().unwrap_or(&config.client_ca);
-    let verifier = verifier.build().map_err(|error| wrong(blamed, &error))?;
-    let chain = certificates(&config.auth_cert)?;
-    let key =
-        PrivateKeyDer::from_pem_file(&config.auth_key).map_err(|error| wrong(&config.auth_key, &error))?;
-    let mut tls = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&versions(config))
-        .map_err(|error| wrong(&config.auth_cert, &error))?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(|error| wrong(&config.auth_key, &error))?;
-    if !config.tls.resumption {
-        tls.session_storage = Arc::new(NoServerSessionStorage {});
-        tls.send_tls13_tickets = 0;
-    }
-    Ok(Arc::new(tls))
+/// The TLS of the key protocol, as the files were when they were read.
+pub struct Identity {
+    server: Arc<ServerConfig>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    expiries: Vec<Expiry>,
+    /// The files' contents and the settings, to tell whether a later one is the same.
+    digest: [u8; 32],
 }
 
-/// When the server's certificate, and those that clients must chain to, expire.
-#[must_use]
-pub fn expiries(config: &Config) -> Vec<Expiry> {
-    let files = [(&config.auth_cert, false), (&config.client_ca, true)];
-    files
-        .into_iter()
-        .flat_map(|(file, ca)| {
-            let chain = certificates(file).unwrap_or_default();
-            chain
-                .into_iter()
-                .filter_map(move |certificate| expiry(file, ca, &certificate))
-                .collect::<Vec<_>>()
-        })
+impl Identity {
+    /// Reads the files that the configuration names.
+    ///
+    /// # Errors
+    ///
+    /// The file that is missing or can't be used, and why.
+    pub fn load(config: &Config) -> Result<Self, Error> {
+        let provider = Arc::new(crypto());
+        let authorities = certificates(&config.client_ca)?;
+        let chain = certificates(&config.auth_cert)?;
+        let key = PrivateKeyDer::from_pem_file(&config.auth_key)
+            .map_err(|error| wrong(&config.auth_key, &error))?;
+        let lists = config.tls.crl.as_deref().map_or_else(|| Ok(Vec::new()), revocations)?;
+        let digest = content(&config.tls, &authorities, &chain, &key, &lists);
+        let expiries = expiries(config, &chain, &authorities);
+        let roots = roots(&config.client_ca, authorities)?;
+        let mut verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+        if config.tls.crl.is_some() {
+            verifier = verifier.with_crls(lists).enforce_revocation_expiration();
+        }
+        // That there is no root was refused above, so that a list is what can be wrong.
+        let blamed = config.tls.crl.as_ref().unwrap_or(&config.client_ca);
+        let verifier = verifier.build().map_err(|error| wrong(blamed, &error))?;
+        let mut server = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&versions(config))
+            .map_err(|error| wrong(&config.auth_cert, &error))?
+            .with_client_cert_verifier(Arc::clone(&verifier))
+            .with_single_cert(chain, key)
+            .map_err(|error| wrong(&config.auth_key, &error))?;
+        if !config.tls.resumption {
+            server.session_storage = Arc::new(NoServerSessionStorage {});
+            server.send_tls13_tickets = 0;
+        }
+        Ok(Self { server: Arc::new(server), verifier, expiries, digest })
+    }
+
+    /// What handshakes are made with. Sessions live in it, so that none outlives it.
+    #[must_use]
+    pub fn server(&self) -> &Arc<ServerConfig> {
+        &self.server
+    }
+
+    /// Whether the other was made of the same files and settings.
+    #[must_use]
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
+
+    /// Verifies a client's certificates at this moment, as a handshake does.
+    ///
+    /// # Errors
+    ///
+    /// Why they aren't accepted.
+    pub fn verify(&self, chain: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
+        let (leaf, intermediates) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        self.verifier.verify_client_cert(leaf, intermediates, UnixTime::now()).map(drop)
+    }
+
+    /// When the server's certificate, and those that clients must chain to, expire.
+    #[must_use]
+    pub fn expiries(&self) -> &[Expiry] {
+        &self.expiries
+    }
+}
+
+fn content(
+    settings: &config::Tls,
+    authorities: &[CertificateDer<'_>],
+    chain: &[CertificateDer<'_>],
+    key: &PrivateKeyDer<'_>,
+    lists: &[CertificateRevocationListDer<'_>],
+) -> [u8; 32] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    let mut part = |bytes: &[u8]| {
+        context.update(&(bytes.len() as u64).to_be_bytes());
+        context.update(bytes);
+    };
+    part(format!("{settings:?}").as_bytes());
+    authorities.iter().for_each(|certificate| part(certificate));
+    part(b"chain");
+    chain.iter().for_each(|certificate| part(certificate));
+    part(key.secret_der());
+    lists.iter().for_each(|list| part(list));
+    let mut digest = [0; 32];
+    digest.copy_from_slice(context.finish().as_ref());
+    digest
+}
+
+fn expiries(
+    config: &Config,
+    chain: &[CertificateDer<'_>],
+    authorities: &[CertificateDer<'_>],
+) -> Vec<Expiry> {
+    let own = chain.iter().filter_map(|certificate| expiry(&config.auth_cert, false, certificate));
+    own.chain(authorities.iter().filter_map(|certificate| expiry(&config.client_ca, true, certificate)))
         .collect()
 }
 
@@ -132,6 +188,7 @@ impl Peer {
         Some(Self {
             subject: parsed.subject().to_string(),
             names: alternative_names(&parsed),
+            serial: parsed.tbs_certificate.serial.to_string(),
             fingerprint: digest::digest(&digest::SHA256, certificate).as_ref().try_into().ok()?,
             expires: SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
         })
@@ -141,12 +198,6 @@ impl Peer {
     #[must_use]
     pub fn name(&self) -> &str {
         self.names.first().unwrap_or(&self.subject)
-    }
-
-    /// Whether its certificate has expired: a resumed session doesn't verify it again.
-    #[must_use]
-    pub fn is_expired(&self) -> bool {
-        self.expires <= SystemTime::now()
     }
 }
 
@@ -169,9 +220,9 @@ fn versions(config: &Config) -> Vec<&'static SupportedProtocolVersion> {
     config.tls.versions.iter().map(version).collect()
 }
 
-fn roots(file: &Path) -> Result<RootCertStore, Error> {
+fn roots(file: &Path, authorities: Vec<CertificateDer<'static>>) -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(file)? {
+    for certificate in authorities {
         roots.add(certificate).map_err(|error| wrong(file, &error))?;
     }
     Ok(roots)

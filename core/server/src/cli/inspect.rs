@@ -1,4 +1,4 @@
-//! `check` and `keys`: what the configured stores hold, and what is wrong with them.
+//! `check`: what the configured stores hold, and what is wrong with them.
 
 use std::{
     fmt::Write,
@@ -10,12 +10,14 @@ use std::{
 use keystead::{
     config::{self, Config, Flags, Operation},
     keyring::Holder,
+    metrics::Metrics,
     server,
+    status::{KeyStatus, VendorCode},
     store::ManagedStore,
-    telemetry, tls,
+    telemetry,
+    tls::Identity,
 };
-use keystead_plugin_host::{Algorithm, Failure, Finding, Host, Key, Listing, Severity};
-use keystead_protocol::Ski;
+use keystead_plugin_host::{Failure, Finding, Host, Key, Listing, Severity};
 use serde_json::{Value, json};
 
 use super::{Failed, Output, load, print, runtime};
@@ -30,43 +32,14 @@ const CLOSE: Duration = Duration::from_secs(2);
 pub(super) fn check(flags: &Flags, output: Output) -> Result<ExitCode, Failed> {
     let config = load(flags)?;
     quiet();
-    let tls = tls::server_config(&config).err().map(|error| error.to_string());
-    let reports = survey(&config, true)?;
-    let errors = usize::from(tls.is_some()) + reports.iter().map(Report::errors).sum::<usize>();
+    let identity = Identity::load(&config).map_err(|error| error.to_string());
+    let reports = survey(&config)?;
+    let errors = usize::from(identity.is_err()) + reports.iter().map(Report::errors).sum::<usize>();
     match output.json {
-        true => print(&format!("{:#}\n", to_json(&config, tls.as_deref(), &reports, errors)))?,
-        false => print(&to_text(&config, tls.as_deref(), &reports, errors))?,
+        true => print(&format!("{:#}\n", to_json(&config, identity.as_ref().err(), &reports, errors)))?,
+        false => print(&to_text(&config, identity.as_ref(), &reports, errors))?,
     };
     Ok(ExitCode::from(u8::from(errors > 0)))
-}
-
-/// Lists the keys.
-pub(super) fn keys(flags: &Flags, output: Output) -> Result<ExitCode, Failed> {
-    let config = load(flags)?;
-    quiet();
-    let reports = survey(&config, false)?;
-    let keys: Vec<_> =
-        reports.iter().flat_map(|report| report.keys.iter().map(move |key| (report, &key.key))).collect();
-    if output.json {
-        let keys: Vec<Value> = keys.iter().map(|(report, key)| key_json(report, key)).collect();
-        print(&format!("{:#}\n", Value::from(keys)))?;
-    } else {
-        let rows = keys.iter().map(|(report, key)| {
-            [
-                ski(key),
-                key_type(key),
-                report.name.clone(),
-                key.label().to_owned(),
-                operations(report, key).join(","),
-            ]
-        });
-        print(&table(["SKI", "TYPE", "STORE", "LABEL", "OPERATIONS"], rows))?;
-    }
-    let failed: Vec<String> = reports.iter().filter_map(Report::failure_line).collect();
-    match failed.is_empty() {
-        true => Ok(ExitCode::SUCCESS),
-        false => Err(Failed::new(failed.join("\n"))),
-    }
 }
 
 /// What one store turned out to hold.
@@ -81,18 +54,14 @@ struct Report {
 
 struct Surveyed {
     key: Arc<Key>,
-    proof: Option<Result<(), Failure>>,
+    proof: Result<(), Failure>,
 }
 
 impl Report {
     fn errors(&self) -> usize {
         usize::from(self.failure.is_some())
             + self.findings.iter().filter(|finding| finding.severity == Severity::Error).count()
-            + self.keys.iter().filter(|key| matches!(key.proof, Some(Err(_)))).count()
-    }
-
-    fn failure_line(&self) -> Option<String> {
-        self.failure.as_ref().map(|failure| format!("store `{}`: {failure}", self.name))
+            + self.keys.iter().filter(|key| key.proof.is_err()).count()
     }
 }
 
@@ -103,13 +72,14 @@ fn quiet() {
     telemetry::start(log);
 }
 
-fn survey(config: &Config, prove: bool) -> Result<Vec<Report>, Failed> {
+fn survey(config: &Config) -> Result<Vec<Report>, Failed> {
     let host = server::plugin_host(&config.plugins);
+    let metrics = Metrics::new().map_err(Failed::new)?;
     let runtime = runtime()?;
     let reports = runtime.block_on(async {
         let mut reports = Vec::new();
         for store in &config.stores {
-            reports.push(survey_store(&host, store, prove).await);
+            reports.push(survey_store(&host, store, &metrics).await);
         }
         reports
     });
@@ -117,8 +87,8 @@ fn survey(config: &Config, prove: bool) -> Result<Vec<Report>, Failed> {
     Ok(reports)
 }
 
-async fn survey_store(host: &Arc<Host>, config: &config::Store, prove: bool) -> Report {
-    let store = Arc::new(ManagedStore::new(host, config));
+async fn survey_store(host: &Arc<Host>, config: &config::Store, metrics: &Metrics) -> Report {
+    let store = Arc::new(ManagedStore::new(host, config, metrics));
     let mut report = Report {
         name: config.name.clone(),
         plugin: config.plugin.clone(),
@@ -136,10 +106,7 @@ async fn survey_store(host: &Arc<Host>, config: &config::Store, prove: bool) -> 
             report.findings = findings;
             for key in keys {
                 let holder = Holder::new(Arc::clone(&store), Arc::clone(&key));
-                let proof = match prove {
-                    true => Some(holder.prove(Instant::now() + PROOF).await),
-                    false => None,
-                };
+                let proof = holder.prove(Instant::now() + PROOF).await;
                 report.keys.push(Surveyed { key, proof });
             }
         }
@@ -149,21 +116,25 @@ async fn survey_store(host: &Arc<Host>, config: &config::Store, prove: bool) -> 
     report
 }
 
-fn to_text(config: &Config, tls: Option<&str>, reports: &[Report], errors: usize) -> String {
+fn to_text(
+    config: &Config,
+    identity: Result<&Identity, &String>,
+    reports: &[Report],
+    errors: usize,
+) -> String {
     let mut text = String::new();
     for warning in &config.warnings {
         line(&mut text, "warning", &warning.to_string().replace("\nhint: ", "\n         hint: "));
     }
-    for warning in tls::expiries(config).iter().filter_map(server::expires_soon) {
-        line(&mut text, "warning", &warning);
-    }
-    match tls {
-        Some(error) => line(&mut text, "error", &format!("TLS: {error}")),
-        None => line(
-            &mut text,
-            "ok",
-            &format!("TLS: {}, for clients of {}", config.auth_cert.display(), config.client_ca.display()),
-        ),
+    match identity {
+        Err(error) => line(&mut text, "error", &format!("TLS: {error}")),
+        Ok(identity) => {
+            for warning in identity.expiries().iter().filter_map(server::expires_soon) {
+                line(&mut text, "warning", &warning);
+            }
+            let (certificate, authorities) = (config.auth_cert.display(), config.client_ca.display());
+            line(&mut text, "ok", &format!("TLS: {certificate}, for clients of {authorities}"));
+        }
     }
     for report in reports {
         let _ = writeln!(text, "\nstore {} (plugin {})", report.name, report.plugin);
@@ -184,16 +155,12 @@ fn store_text(text: &mut String, report: &Report) {
         line(text, "error", &failure.to_string());
     }
     for Surveyed { key, proof } in &report.keys {
-        let what = format!(
-            "{}  {}  {}  {}",
-            ski(key),
-            key_type(key),
-            key.label(),
-            operations(report, key).join(",")
-        );
+        let KeyStatus { ski, kind, label, operations, .. } =
+            KeyStatus::new(&report.name, key, &report.operations);
+        let what = format!("{ski}  {kind}  {label}  {}", operations.join(","));
         match proof {
-            Some(Err(failure)) => line(text, "error", &format!("{what}: {failure}")),
-            _ => line(text, "ok", &what),
+            Err(failure) => line(text, "error", &format!("{what}: {failure}")),
+            Ok(()) => line(text, "ok", &what),
         }
     }
     for finding in &report.findings {
@@ -213,7 +180,7 @@ fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
-fn to_json(config: &Config, tls: Option<&str>, reports: &[Report], errors: usize) -> Value {
+fn to_json(config: &Config, tls: Option<&String>, reports: &[Report], errors: usize) -> Value {
     json!({
         "errors": errors,
         "warnings": config.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -228,12 +195,9 @@ fn store_json(report: &Report) -> Value {
         "plugin": report.plugin,
         "error": report.failure.as_ref().map(failure_json),
         "keys": report.keys.iter().map(|surveyed| json!({
-            "key": key_json(report, &surveyed.key),
-            "proven": matches!(surveyed.proof, Some(Ok(()))),
-            "error": match &surveyed.proof {
-                Some(Err(failure)) => failure_json(failure),
-                _ => Value::Null,
-            },
+            "key": KeyStatus::new(&report.name, &surveyed.key, &report.operations),
+            "proven": surveyed.proof.is_ok(),
+            "error": surveyed.proof.as_ref().err().map(failure_json),
         })).collect::<Vec<_>>(),
         "findings": report.findings.iter().map(|finding| json!({
             "severity": if finding.severity == Severity::Error { "error" } else { "warning" },
@@ -248,56 +212,6 @@ fn failure_json(failure: &Failure) -> Value {
     json!({
         "class": failure.class.name(),
         "message": failure.message,
-        "vendor": failure.vendor.as_ref().map(|vendor| json!({ "name": vendor.name, "code": vendor.number })),
+        "vendor": VendorCode::of(failure),
     })
-}
-
-fn key_json(report: &Report, key: &Key) -> Value {
-    json!({
-        "ski": ski(key),
-        "type": key_type(key),
-        "store": report.name,
-        "label": key.label(),
-        "operations": operations(report, key),
-        "algorithms": key.algorithms().iter().map(|algorithm| algorithm.name()).collect::<Vec<_>>(),
-    })
-}
-
-fn ski(key: &Key) -> String {
-    Ski::from_spki(key.spki()).map(|ski| ski.to_string()).unwrap_or_default()
-}
-
-fn key_type(key: &Key) -> String {
-    use keystead_plugin_host::Family;
-    match key.family() {
-        Family::Rsa => format!("RSA-{}", key.bits()),
-        Family::Ecdsa => format!("P-{}", key.bits()),
-        _ => "Ed25519".to_owned(),
-    }
-}
-
-/// What the key can do, of what its store is allowed.
-fn operations(report: &Report, key: &Key) -> Vec<&'static str> {
-    let decrypts = key.algorithms().contains(&Algorithm::RsaRaw);
-    let signs = key.algorithms().iter().any(|algorithm| *algorithm != Algorithm::RsaRaw);
-    let may = |operation| report.operations.contains(&operation);
-    [("sign", signs && may(Operation::Sign)), ("decrypt", decrypts && may(Operation::Decrypt))]
-        .into_iter()
-        .filter_map(|(name, can)| can.then_some(name))
-        .collect()
-}
-
-/// Columns as wide as they need to be.
-pub(super) fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let rows: Vec<[String; N]> = std::iter::once(head.map(ToOwned::to_owned)).chain(rows).collect();
-    let widths: [usize; N] = std::array::from_fn(|column| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
-    });
-    let mut text = String::new();
-    for row in rows {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
-    }
-    text
 }

@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use keystead::{config::Flags, server};
-use keystead_plugin_host::{Found, Isolation};
+use keystead::{config::Flags, server, stores::isolation_name};
+use keystead_plugin_host::Found;
 use serde_json::{Value, json};
 
-use super::{Failed, Output, inspect::table, load, print};
+use super::{Failed, Output, load, print, table};
 
 pub(super) fn list(flags: &Flags, output: Output) -> Result<ExitCode, Failed> {
     let found = server::plugin_host(&load(flags)?.plugins).plugins();
@@ -37,10 +37,7 @@ fn to_json(plugin: &Found) -> Value {
         "version": description.map(|description| &description.version),
         "vendor": description.map(|description| &description.vendor),
         "contract": description.map(|description| description.contract),
-        "isolation": description.map(|description| match description.isolation {
-            Isolation::Inline => "inline",
-            Isolation::Process => "process",
-        }),
+        "isolation": description.map(|description| isolation_name(description.isolation)),
         "refused": plugin.description.as_ref().err().map(|failure| failure.to_string()),
     })
 }

@@ -13,10 +13,12 @@ use super::notice::{Notice, Position};
 use super::store::{self, Store, StoreLimits};
 use super::table::{self, Reader, Table, list, mismatch};
 use super::yaml::{self, Node, Value};
-use super::{Config, Environment, Flags, Level, Limits, Log, LogFormat, Plugins, Tls, TlsVersion};
+use super::{
+    AdminSocket, Config, Environment, Flags, Level, Limits, Log, LogFormat, Plugins, Tls, TlsVersion,
+};
 
 /// Every key of the file's top: the reference's, then ours.
-pub(super) const TOP: [&str; 27] = [
+pub(super) const TOP: [&str; 30] = [
     "loglevel",
     "hostname",
     "zone_id",
@@ -39,6 +41,9 @@ pub(super) const TOP: [&str; 27] = [
     "sign_retry_count",
     "listen",
     "metrics_listen",
+    "status_page",
+    "admin_socket",
+    "watch",
     "client_ca",
     "log",
     "tls",
@@ -47,8 +52,10 @@ pub(super) const TOP: [&str; 27] = [
 ];
 pub(super) const LOG: [&str; 2] = ["level", "format"];
 pub(super) const TLS: [&str; 3] = ["versions", "resumption", "crl"];
-pub(super) const LIMITS: [&str; 8] = [
+pub(super) const LIMITS: [&str; 10] = [
     "connections",
+    "connections_per_peer",
+    "handshakes",
     "in_flight",
     "handshake_timeout",
     "idle_timeout",
@@ -61,6 +68,8 @@ pub(super) const PLUGINS: [&str; 3] = ["path", "require_sha256", "sha256"];
 
 const PORT: u16 = 2407;
 const METRICS_PORT: u16 = 2406;
+/// How often files may be looked at for changes.
+const WATCH: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3_600);
 /// Legal time limits on a connection: long enough for a far client, short enough to end.
 const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3_600);
 
@@ -88,6 +97,12 @@ impl Resolving<'_> {
             file: None,
             listen: self.listen()?,
             metrics: self.metrics()?,
+            status_page: self.table.read("status_page", table::boolean)?.unwrap_or(true),
+            admin_socket: self
+                .table
+                .read("admin_socket", table::or_off(table::path))?
+                .map_or_else(|| Some(AdminSocket::default()), named),
+            watch: self.table.read("watch", table::or_off(table::duration(WATCH)))?.flatten(),
             auth_cert,
             auth_key,
             client_ca,
@@ -135,7 +150,7 @@ impl Resolving<'_> {
 
     fn metrics(&mut self) -> Result<Option<Vec<SocketAddr>>, Notice> {
         self.table.refuse_both("metrics_port", "metrics_listen")?;
-        let native = self.table.read("metrics_listen", addresses_or_off)?;
+        let native = self.table.read("metrics_listen", table::or_off(table::some(table::address)))?;
         let port = self.option("metrics_port", self.flags.metrics_port, port)?;
         match (port, native) {
             (None, Some(None)) => Ok(None),
@@ -183,6 +198,8 @@ impl Resolving<'_> {
     fn limits(&mut self) -> Result<Limits, Notice> {
         let mut limits = self.table.table("limits", &LIMITS)?;
         let default = Limits::default();
+        let connections =
+            limits.read("connections", table::whole(1..=1_000_000))?.unwrap_or(default.connections);
         let mut timeout = |key, range, default| {
             limits.read(key, table::duration(range)).map(|timeout| timeout.unwrap_or(default))
         };
@@ -193,9 +210,11 @@ impl Resolving<'_> {
             write_timeout: timeout("write_timeout", TIMEOUTS, default.write_timeout)?,
             deadline: timeout("deadline", StoreLimits::DEADLINES, default.deadline)?,
             grace: timeout("grace", Duration::ZERO..=*TIMEOUTS.end(), default.grace)?,
-            connections: limits
-                .read("connections", table::whole(1..=1_000_000))?
-                .unwrap_or(default.connections),
+            connections,
+            connections_per_peer: limits
+                .read("connections_per_peer", table::whole(1..=1_000_000))?
+                .unwrap_or(connections),
+            handshakes: limits.read("handshakes", table::whole(1..=1_000_000))?.unwrap_or(default.handshakes),
             in_flight: limits.read("in_flight", table::whole(1..=65_536))?.unwrap_or(default.in_flight),
         })
     }
@@ -348,12 +367,8 @@ fn tls_version(value: &Value) -> Result<TlsVersion, String> {
     }
 }
 
-fn addresses_or_off(value: &Value) -> Result<Option<Vec<SocketAddr>>, String> {
-    match value {
-        Value::Bool(false) => Ok(None),
-        Value::String(text) if text.eq_ignore_ascii_case("off") => Ok(None),
-        _ => table::some(table::address)(value).map(Some),
-    }
+fn named(path: Option<PathBuf>) -> Option<AdminSocket> {
+    path.map(|path| AdminSocket { path, named: true })
 }
 
 /// Whether a scalar has something in it.

@@ -103,6 +103,8 @@ pub struct StoreLimits {
     pub queue: usize,
     /// From the arrival of a request to its answer; 10 ms to 10 min, default the server's.
     pub deadline: Duration,
+    /// How often the store is asked how it is, and whether its keys have changed; 1 s to 1 h, default 30 s.
+    pub health_interval: Duration,
 }
 
 impl Operation {
@@ -119,6 +121,8 @@ impl Operation {
 impl StoreLimits {
     /// Default of [`StoreLimits::queue`]: some thirty calls deep for eight lanes, which most deadlines outlast.
     pub(super) const QUEUE: usize = 256;
+    /// Default of [`StoreLimits::health_interval`]: often enough to keep a session with an HSM alive.
+    pub(super) const HEALTH_INTERVAL: Duration = Duration::from_secs(30);
     /// Legal deadlines, of a store and of the server.
     pub(super) const DEADLINES: RangeInclusive<Duration> =
         Duration::from_millis(10)..=Duration::from_secs(600);

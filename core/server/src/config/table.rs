@@ -240,6 +240,15 @@ pub(super) fn word<T: Copy>(words: &[(&'static str, T)]) -> impl Reader<T> {
     }
 }
 
+/// A thing, or `off`.
+pub(super) fn or_off<T>(reader: impl Reader<T>) -> impl Reader<Option<T>> {
+    move |value| match value {
+        Value::Bool(false) => Ok(None),
+        Value::String(text) if text.eq_ignore_ascii_case("off") => Ok(None),
+        _ => reader(value).map(Some),
+    }
+}
+
 /// A list of things, at least one, or a single thing.
 pub(super) fn some<T>(reader: impl Reader<T>) -> impl Reader<Vec<T>> {
     move |value| match value {

@@ -320,8 +320,8 @@ mod types {
     fn reads_every_option() {
         let config = accept(
             "listen: ['127.0.0.1:1', '[::1]:2']\nmetrics_listen: 'off'\nclient_ca: ca\nauth_cert: c\nauth_key: k\n\
-             pid_file: p\nlog: {level: WARN, format: json}\ntls: {versions: [1.3], resumption: true, crl: r}\n\
-             limits: {connections: 1, in_flight: 2, handshake_timeout: 3s, idle_timeout: 4s, frame_timeout: 5s,\n  \
+             pid_file: p\nstatus_page: false\nadmin_socket: s\nwatch: 2s\nlog: {level: WARN, format: json}\ntls: {versions: [1.3], resumption: true, crl: r}\n\
+             limits: {connections: 1, connections_per_peer: 8, handshakes: 9, in_flight: 2, handshake_timeout: 3s, idle_timeout: 4s, frame_timeout: 5s,\n  \
              write_timeout: 6s, deadline: 7s, grace: 0s}\nsign_timeout: 1m30s\nsign_retry_count: 3\n\
              plugins: {path: [a, b], require_sha256: true,\n  \
              sha256: {x: 00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00Ff}}",
@@ -333,6 +333,9 @@ mod types {
             ["ca", "c", "k"]
         );
         assert_eq!(config.pid_file, Some("p".into()));
+        assert!(!config.status_page);
+        assert_eq!(config.admin_socket, Some(AdminSocket { path: "s".into(), named: true }));
+        assert_eq!(config.watch, Some(Duration::from_secs(2)));
         assert_eq!(config.log, Log { level: Level::Warn, format: LogFormat::Json });
         assert_eq!(
             config.tls,
@@ -341,6 +344,8 @@ mod types {
         let seconds = Duration::from_secs;
         let Limits {
             connections,
+            connections_per_peer,
+            handshakes,
             in_flight,
             handshake_timeout,
             idle_timeout,
@@ -349,7 +354,7 @@ mod types {
             deadline,
             grace,
         } = config.limits;
-        assert_eq!((connections, in_flight), (1, 2));
+        assert_eq!((connections, connections_per_peer, handshakes, in_flight), (1, 8, 9, 2));
         assert_eq!(
             [handshake_timeout, idle_timeout, frame_timeout, write_timeout, deadline, grace],
             [3, 4, 5, 6, 7, 0].map(seconds)
@@ -364,6 +369,16 @@ mod types {
 
 mod sources {
     use super::*;
+
+    #[test]
+    fn the_admin_socket_and_the_watch_are_switched_off_by_a_word() {
+        let config = accept("admin_socket: off\nwatch: off");
+        assert_eq!((config.admin_socket, config.watch), (None, None));
+        let default = accept("").admin_socket.unwrap();
+        assert_eq!((default.path.to_str(), default.named), (Some("/run/keystead/admin.sock"), false));
+        let more = accept("limits: {connections: 7}").limits;
+        assert_eq!(more.connections_per_peer, 7, "as many as of all clients together");
+    }
 
     #[test]
     fn a_flag_wins_over_a_variable_over_the_file_over_the_default() {
@@ -647,7 +662,15 @@ mod stores {
         assert_eq!(store.operations, BTreeSet::from([Operation::Sign]));
         assert_eq!((store.isolation, store.critical, store.legacy), (None, false, false));
         assert_eq!((store.prove, store.verify_signatures), (Prove::Background, VerifySignatures::Auto));
-        assert_eq!(store.limits, StoreLimits { lanes: None, queue: 256, deadline: Duration::from_secs(3) });
+        assert_eq!(
+            store.limits,
+            StoreLimits {
+                lanes: None,
+                queue: 256,
+                deadline: Duration::from_secs(3),
+                health_interval: Duration::from_secs(30)
+            }
+        );
         assert_eq!(config.warnings, []);
     }
 
@@ -657,7 +680,7 @@ mod stores {
             "private_key_stores:\n- name: inhouse\n  plugin: inhouse-kms\n  config: {base: [1, 2.5, null, true, {a: x}]}\n  \
              secrets: {a: {file: f}, b: {env: e}, c: {credential: d}, d: {value: v}}\n  grants: {http: []}\n  \
              operations: [sign, decrypt]\n  isolation: process\n  critical: true\n  prove: start\n  verify_signatures: on\n  \
-             limits: {lanes: 2, queue: 3, deadline: 4s, memory: 64MiB, instances: 8}\n  env: {A: b}\n  workdir: /w\n  \
+             limits: {lanes: 2, queue: 3, deadline: 4s, health_interval: 5s, memory: 64MiB, instances: 8}\n  env: {A: b}\n  workdir: /w\n  \
              user: u\n  groups: [g]",
         );
         let store = &config.stores[0];
@@ -673,7 +696,15 @@ mod stores {
         assert_eq!(store.operations.len(), 2);
         assert_eq!((store.isolation, store.critical), (Some(Isolation::Process), true));
         assert_eq!((store.prove, store.verify_signatures), (Prove::Start, VerifySignatures::On));
-        assert_eq!(store.limits, StoreLimits { lanes: Some(2), queue: 3, deadline: Duration::from_secs(4) });
+        assert_eq!(
+            store.limits,
+            StoreLimits {
+                lanes: Some(2),
+                queue: 3,
+                deadline: Duration::from_secs(4),
+                health_interval: Duration::from_secs(5)
+            }
+        );
         let path = "private_key_stores[0]";
         assert_eq!(
             warnings(&config),
@@ -686,7 +717,7 @@ mod stores {
                     "8:3: `{path}.isolation`: `process` has no effect yet: the plugin runs in the server"
                 ),
                 format!(
-                    "12:46: `{path}.limits.memory` and `{path}.limits.instances` have no effect yet: they bound WASM plugins"
+                    "12:67: `{path}.limits.memory` and `{path}.limits.instances` have no effect yet: they bound WASM plugins"
                 ),
             ]
         );

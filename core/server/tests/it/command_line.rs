@@ -57,21 +57,6 @@ fn check_names_a_certificate_that_is_missing() {
 }
 
 #[test]
-fn keys_lists_ski_type_store_label_and_operations() {
-    let files = Files::new();
-    let config = files.config(&format!("private_key_stores: [{{dir: {}}}]\n", files.path("keys").display()));
-    let output = keystead(&["keys", "-c", &config.display().to_string()]);
-    assert_eq!(output.status.code(), Some(0));
-    let text = stdout(&output);
-    assert!(text.starts_with("SKI "), "{text}");
-    let line = text.lines().find(|line| line.starts_with(&skis()["p256"].to_string())).unwrap();
-    let cells: Vec<&str> = line.split_whitespace().collect();
-    let label = files.path("keys/p256.key").display().to_string();
-    assert_eq!(cells[1..], ["P-256", "file-1", &label, "sign"]);
-    assert!(text.contains("RSA-2048") && text.contains("sign,decrypt") && text.contains("Ed25519"), "{text}");
-}
-
-#[test]
 fn plugin_list_shows_what_is_found_and_why_some_is_refused() {
     let files = Files::new();
     let directory = files.path("plugins");

@@ -36,14 +36,6 @@ fn a_damaged_revocation_list_is_refused_by_its_name() {
 }
 
 #[test]
-fn a_revocation_list_and_resumption_exclude_each_other() {
-    let files = Files::new();
-    let list = files.revoke(CLIENT, 2999);
-    let said = refusal(&files, &format!("tls: {{crl: {}, resumption: true}}\n", list.display()));
-    assert!(said.contains("`tls.crl` and `tls.resumption` exclude each other"), "{said}");
-}
-
-#[test]
 fn a_revoked_client_is_refused_and_another_is_not() {
     let files = Files::new();
     files.issue("other", CLIENT + 1, ExtendedKeyUsagePurpose::ClientAuth);

@@ -1,6 +1,7 @@
 //! What every test needs: a throw-away PKI, a running `keystead`, and a client that speaks raw bytes.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     fs,
     io::{self, BufRead, BufReader, Read, Write},
@@ -59,6 +60,8 @@ pub(crate) fn plugins() -> &'static Path {
 pub(crate) struct Files {
     directory: TempDir,
     ca: Issuer<'static, KeyPair>,
+    /// How many configurations were written: each has an admin socket of its own.
+    configurations: Cell<u32>,
 }
 
 /// Serial numbers of the certificates.
@@ -71,7 +74,11 @@ impl Files {
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let root = ca.self_signed(&key).unwrap().pem();
-        let files = Self { directory: tempfile::tempdir().unwrap(), ca: Issuer::new(ca, key) };
+        let files = Self {
+            directory: tempfile::tempdir().unwrap(),
+            ca: Issuer::new(ca, key),
+            configurations: Cell::new(0),
+        };
         files.write("ca.pem", root.as_bytes());
         files.issue("server", SERVER, ExtendedKeyUsagePurpose::ServerAuth);
         files.issue("client", CLIENT, ExtendedKeyUsagePurpose::ClientAuth);
@@ -125,10 +132,12 @@ impl Files {
 
     /// Writes a configuration: the test's own lines, and what every test's server has.
     pub(crate) fn config(&self, lines: &str) -> PathBuf {
+        self.configurations.update(|written| written + 1);
         let [cert, key, ca] = ["server.pem", "server-key.pem", "ca.pem"].map(|name| self.path(name));
         let text = format!(
-            "listen: 127.0.0.1:0\nmetrics_listen: 127.0.0.1:0\nauth_cert: {}\nauth_key: {}\nclient_ca: {}\n\
-             plugins: {{path: [{}]}}\n{lines}",
+            "listen: 127.0.0.1:0\nmetrics_listen: 127.0.0.1:0\nadmin_socket: {}\nauth_cert: {}\nauth_key: {}\n\
+             client_ca: {}\nplugins: {{path: [{}]}}\n{lines}",
+            self.path(&format!("admin-{}.sock", self.configurations.get())).display(),
             cert.display(),
             key.display(),
             ca.display(),
@@ -172,6 +181,7 @@ pub(crate) struct Server {
     log: Arc<Log>,
     pub(crate) address: SocketAddr,
     pub(crate) metrics: SocketAddr,
+    admin: PathBuf,
 }
 
 /// What the server has logged, and a way to wait for more.
@@ -210,7 +220,10 @@ impl Server {
         thread::spawn(move || shared.collect(errors));
         let metrics = address(&log.wait_for("metrics and health on "), "metrics and health on ");
         let address = address(&log.wait_for("listening on "), "listening on ");
-        Self { child, log, address, metrics }
+        let lines = log.lines.lock().unwrap().0.join("\n"); // whose socket is said before
+        let admin = lines.lines().find_map(|line| line.split_once("administration on "));
+        let admin = admin.map_or_else(PathBuf::new, |(_, path)| path.into());
+        Self { child, log, address, metrics, admin }
     }
 
     /// Waits until the server can do its work, and every store has been tried.
@@ -257,6 +270,28 @@ impl Server {
             assert!(Instant::now() < end, "`{line}` never came:\n{metrics}");
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Has a command of the administrator's talk to the server; answers its exit status and both its outputs.
+    pub(crate) fn admin(&self, arguments: &[&str]) -> (i32, String, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keystead"));
+        let output = command.args(arguments).arg("--socket").arg(&self.admin).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    }
+
+    /// What `keystead status --json` says.
+    pub(crate) fn status(&self) -> serde_json::Value {
+        let (code, json, errors) = self.admin(&["status", "--json"]);
+        assert_eq!(code, 0, "{errors}");
+        serde_json::from_str(&json).unwrap()
+    }
+
+    /// Reloads, which must work.
+    pub(crate) fn reload(&self) -> serde_json::Value {
+        let (code, json, errors) = self.admin(&["reload", "--json"]);
+        assert_eq!(code, 0, "{errors}\n{}", self.log());
+        serde_json::from_str(&json).unwrap()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

@@ -1,6 +1,7 @@
 //! Entries of `private_key_stores` to stores.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde_json::json;
@@ -39,7 +40,10 @@ pub(in crate::config) const ENTRY: [&str; 18] = [
     "groups",
 ];
 /// Every key of an entry's `limits`.
-pub(in crate::config) const LIMITS: [&str; 5] = ["lanes", "queue", "deadline", "memory", "instances"];
+pub(in crate::config) const LIMITS: [&str; 6] =
+    ["lanes", "queue", "deadline", "health_interval", "memory", "instances"];
+/// How often a store may be asked how it is.
+const HEALTH_INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3_600);
 
 /// The stores of a list, and what is worth a warning. `deadline` is the server's.
 pub(in crate::config) fn read_list(
@@ -172,6 +176,9 @@ impl Reading {
             deadline: limits
                 .read("deadline", table::duration(StoreLimits::DEADLINES))?
                 .unwrap_or(self.deadline),
+            health_interval: limits
+                .read("health_interval", table::duration(HEALTH_INTERVALS))?
+                .unwrap_or(StoreLimits::HEALTH_INTERVAL),
         })
     }
 
@@ -261,7 +268,12 @@ fn legacy_store(plugin: &str, config: serde_json::Value, deadline: Duration) -> 
         legacy: true,
         prove: Prove::default(),
         verify_signatures: VerifySignatures::default(),
-        limits: StoreLimits { lanes: None, queue: StoreLimits::QUEUE, deadline },
+        limits: StoreLimits {
+            lanes: None,
+            queue: StoreLimits::QUEUE,
+            deadline,
+            health_interval: StoreLimits::HEALTH_INTERVAL,
+        },
         position: None,
     }
 }

@@ -1,0 +1,286 @@
+//! The running server as its operator sees it: how it is, and what it can be told.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use keystead_plugin_host::Host;
+use tokio::{sync::watch, time::sleep};
+
+use crate::{
+    config::{self, Config, Level},
+    failures::Cause,
+    listener::Listener,
+    metrics::Metrics,
+    service::Service,
+    status::{
+        self, Certificate, Configuration, Failed, KeyStatus, LastReload, Phase, Status, StoreState,
+        VendorCode,
+    },
+    stores::Stores,
+    telemetry::Verbosity,
+    tls::Identity,
+};
+
+/// How many recent failures are shown.
+const FAILURES: usize = 32;
+
+/// Reads the configuration anew, as at the start.
+pub type Loader = Box<dyn Fn() -> Result<Config, config::Error> + Send + Sync>;
+
+/// A server that runs.
+pub struct Daemon {
+    pub(crate) load: Loader,
+    /// The configuration that the server started with: what can't be changed while it runs.
+    pub(crate) first: Config,
+    pub(crate) config: Arc<ArcSwap<Config>>,
+    pub(crate) identity: Arc<ArcSwap<Identity>>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) stores: Arc<Stores>,
+    pub(crate) service: Arc<Service>,
+    pub(crate) listener: Arc<Listener>,
+    pub(crate) verbosity: Verbosity,
+    pub(crate) addresses: Vec<SocketAddr>,
+    /// One reload at a time.
+    pub(crate) reloading: tokio::sync::Mutex<()>,
+    generation: Mutex<Generation>,
+    started: (SystemTime, Instant),
+    /// Tells the listener to take no more connections and to end those that there are.
+    stop: watch::Sender<bool>,
+    stopping: AtomicBool,
+}
+
+/// What a server is made of.
+pub(crate) struct Parts {
+    pub(crate) load: Loader,
+    pub(crate) config: Arc<ArcSwap<Config>>,
+    pub(crate) identity: Arc<ArcSwap<Identity>>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) stores: Arc<Stores>,
+    pub(crate) service: Arc<Service>,
+    pub(crate) listener: Arc<Listener>,
+    pub(crate) verbosity: Verbosity,
+    pub(crate) addresses: Vec<SocketAddr>,
+}
+
+/// Which configuration is in force.
+struct Generation {
+    number: u64,
+    loaded: SystemTime,
+    last: Option<LastReload>,
+}
+
+impl Daemon {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        let Parts { load, config, identity, host, metrics, stores, service, listener, verbosity, addresses } =
+            parts;
+        Arc::new(Self {
+            load,
+            first: Config::clone(&config.load()),
+            config,
+            identity,
+            host,
+            metrics,
+            stores,
+            service,
+            listener,
+            verbosity,
+            addresses,
+            reloading: tokio::sync::Mutex::default(),
+            generation: Mutex::new(Generation { number: 1, loaded: SystemTime::now(), last: None }),
+            started: (SystemTime::now(), Instant::now()),
+            stop: watch::Sender::new(false),
+            stopping: AtomicBool::new(false),
+        })
+    }
+
+    /// How it is.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let mut stores = self.stores.status();
+        stores.iter_mut().for_each(|store| {
+            store.last_error.iter_mut().for_each(|error| error.message = brief(&error.message))
+        });
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started: status::seconds(self.started.0),
+            uptime_seconds: self.started.1.elapsed().as_secs(),
+            state: self.phase(),
+            ready: self.is_ready(),
+            configuration: self.configuration(),
+            listeners: self.addresses.iter().map(ToString::to_string).collect(),
+            connections: self.connections(),
+            certificates: self.certificates(),
+            stores,
+            plugins: self.stores.plugins(),
+            failures: self.failures(),
+        }
+    }
+
+    /// The keys that are served.
+    #[must_use]
+    pub fn keys(&self) -> Vec<KeyStatus> {
+        self.stores.keys()
+    }
+
+    /// How it is, in one line.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let stores = self.stores.status();
+        let ill: Vec<_> = stores.iter().filter(|store| store.state != StoreState::Up).collect();
+        let keys: u64 = stores.iter().map(|store| store.keys).sum();
+        let mut line = format!("{}: {keys} keys of {} stores", self.phase().name(), stores.len());
+        for store in ill.iter().take(4) {
+            line.push_str(&format!("; {} {}", store.name, store.state.name()));
+        }
+        line
+    }
+
+    /// Whether it takes connections and can do its work.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.phase() == Phase::Serving && self.stores.are_ready()
+    }
+
+    /// Whether it serves, drains or stops.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match (self.stopping.load(Ordering::Relaxed), *self.stop.borrow()) {
+            (true, _) => Phase::Stopping,
+            (false, true) => Phase::Draining,
+            (false, false) => Phase::Serving,
+        }
+    }
+
+    /// Takes no more connections, and ends those that there are when what is in flight is answered. The process stays,
+    /// so that it can be looked at; stopping it is for whoever started it. Waits for `limits.grace` at the most, and
+    /// answers how many connections are still open.
+    pub async fn drain(&self) -> u64 {
+        tracing::info!("draining: no more connections are taken");
+        self.stop.send_replace(true);
+        let until = Instant::now() + self.config.load().limits.grace;
+        loop {
+            let (open, _) = self.listener.counts();
+            if open == 0 || Instant::now() >= until {
+                tracing::info!(open, "drained; stop the server, or start it again to serve");
+                return open;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Logs from now on what is at least this severe, until a reload brings the configuration's level back.
+    pub fn set_level(&self, level: Level) {
+        self.verbosity.set(level);
+        tracing::info!("the log's level is now {}", level.name());
+    }
+
+    /// Whether the page of the metrics port is shown.
+    #[must_use]
+    pub fn shows_page(&self) -> bool {
+        self.config.load().status_page
+    }
+
+    /// Becomes true when connections are to end.
+    pub(crate) fn stopped(&self) -> watch::Receiver<bool> {
+        self.stop.subscribe()
+    }
+
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.stop.send_replace(true);
+    }
+
+    /// Notes what became of a reload; answers the generation in force.
+    pub(crate) fn reloaded(&self, refused: Option<&str>) -> u64 {
+        let now = SystemTime::now();
+        self.metrics.reloaded(refused.is_none());
+        let mut generation = self.generation();
+        if refused.is_none() {
+            generation.number += 1;
+            generation.loaded = now;
+        }
+        generation.last = Some(LastReload {
+            result: if refused.is_none() { "ok" } else { "refused" }.to_owned(),
+            at: status::seconds(now),
+            error: refused.map(ToOwned::to_owned),
+        });
+        generation.number
+    }
+
+    fn configuration(&self) -> Configuration {
+        let generation = self.generation();
+        Configuration {
+            file: self.config.load().file.as_ref().map(|file| file.display().to_string()),
+            generation: generation.number,
+            loaded: status::seconds(generation.loaded),
+            last_reload: generation.last.clone(),
+        }
+    }
+
+    fn connections(&self) -> status::Connections {
+        let (open, handshakes) = self.listener.counts();
+        status::Connections {
+            open,
+            handshakes,
+            limit: self.config.load().limits.connections as u64,
+            ..self.listener.peers.status()
+        }
+    }
+
+    fn certificates(&self) -> Vec<Certificate> {
+        let identity = self.identity.load();
+        let certificate = |expiry: &crate::tls::Expiry| Certificate {
+            file: expiry.source.clone(),
+            name: expiry.common_name.clone(),
+            role: if expiry.ca { "client_ca" } else { "server" }.to_owned(),
+            expires: u64::try_from(expiry.expires).unwrap_or_default(),
+            serial: expiry.serial.clone(),
+            hostnames: expiry.hostnames.clone(),
+        };
+        identity.expiries().iter().map(certificate).collect()
+    }
+
+    fn failures(&self) -> Vec<Failed> {
+        let mut failures = self.stores.failures();
+        failures.sort_by_key(|(_, cause)| std::cmp::Reverse(cause.at));
+        failures.truncate(FAILURES);
+        failures.into_iter().map(|(store, cause)| failed(store, cause)).collect()
+    }
+
+    fn generation(&self) -> MutexGuard<'_, Generation> {
+        self.generation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn failed(store: String, Cause { failure, about, at, count, .. }: Cause) -> Failed {
+    Failed {
+        at: status::seconds(at),
+        store,
+        class: failure.class.name().to_owned(),
+        vendor: VendorCode::of(&failure),
+        message: brief(&failure.message),
+        ski: about.ski.map(|ski| ski.to_string()),
+        peer: about.peer,
+        request: about.request,
+        count,
+    }
+}
+
+/// A sentence of a plugin's, no longer than a page wants it.
+fn brief(message: &str) -> String {
+    const LONGEST: usize = 300;
+    match message.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", message.get(..end).unwrap_or_default()),
+        None => message.to_owned(),
+    }
+}
