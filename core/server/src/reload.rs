@@ -203,7 +203,7 @@ fn needs_restart(first: &Config, now: &Config) -> Option<String> {
         ("log.format", first.log.format != now.log.format),
     ];
     let changed: Vec<_> =
-        settings.into_iter().filter_map(|(name, differs)| differs.then(|| format!("`{name}`"))).collect();
+        settings.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| format!("`{name}`")).collect();
     let verb = if changed.len() == 1 { "takes" } else { "take" };
     (!changed.is_empty())
         .then(|| format!("{} {verb} effect when the server is started again", changed.join(", ")))

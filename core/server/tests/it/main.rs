@@ -8,6 +8,7 @@ mod command_line;
 mod exchanges;
 mod matrix;
 mod migration;
+mod reloading;
 mod secrets;
 mod stopping;
 mod tls;

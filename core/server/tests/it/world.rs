@@ -11,18 +11,18 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, LazyLock, Mutex},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use keystead_plugin_host::testing;
 use keystead_protocol::{ErrorCode, Frame, HEADER_LEN, Header, Opcode, Request, Response, Ski};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, StreamOwned,
+    ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     version::{TLS12, TLS13},
@@ -70,15 +70,9 @@ pub(crate) const CLIENT: u64 = 2;
 
 impl Files {
     pub(crate) fn new() -> Self {
-        let mut ca = CertificateParams::new([]).unwrap();
-        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let root = ca.self_signed(&key).unwrap().pem();
-        let files = Self {
-            directory: tempfile::tempdir().unwrap(),
-            ca: Issuer::new(ca, key),
-            configurations: Cell::new(0),
-        };
+        let directory = tempfile::tempdir().unwrap();
+        let (ca, root) = authority("first");
+        let files = Self { directory, ca, configurations: Cell::new(0) };
         files.write("ca.pem", root.as_bytes());
         files.issue("server", SERVER, ExtendedKeyUsagePurpose::ServerAuth);
         files.issue("client", CLIENT, ExtendedKeyUsagePurpose::ClientAuth);
@@ -103,12 +97,26 @@ impl Files {
 
     /// Has the CA issue a certificate for localhost; it and its key become files of that name.
     pub(crate) fn issue(&self, name: &str, serial: u64, usage: ExtendedKeyUsagePurpose) {
-        let mut leaf = CertificateParams::new(["localhost".to_owned()]).unwrap();
-        leaf.serial_number = Some(SerialNumber::from(serial));
-        leaf.extended_key_usages = vec![usage];
+        self.issue_by(&self.ca, name, leaf(serial, usage));
+    }
+
+    /// Has the CA issue a client's certificate that expires after some time.
+    pub(crate) fn issue_until(&self, name: &str, serial: u64, expires: SystemTime) {
+        let mut leaf = leaf(serial, ExtendedKeyUsagePurpose::ClientAuth);
+        leaf.not_after = expires.into();
+        self.issue_by(&self.ca, name, leaf);
+    }
+
+    /// Has another CA issue a certificate.
+    pub(crate) fn issue_by(&self, ca: &Issuer<'_, KeyPair>, name: &str, leaf: CertificateParams) {
         let key = KeyPair::generate().unwrap();
-        self.write(&format!("{name}.pem"), leaf.signed_by(&key, &self.ca).unwrap().pem().as_bytes());
+        self.write(&format!("{name}.pem"), leaf.signed_by(&key, ca).unwrap().pem().as_bytes());
         self.write(&format!("{name}-key.pem"), key.serialize_pem().as_bytes());
+    }
+
+    /// What a file holds.
+    pub(crate) fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
     }
 
     /// Has the CA revoke a serial number, in a list that is current until a year begins.
@@ -133,6 +141,11 @@ impl Files {
     /// Writes a configuration: the test's own lines, and what every test's server has.
     pub(crate) fn config(&self, lines: &str) -> PathBuf {
         self.configurations.update(|written| written + 1);
+        self.change_config(lines)
+    }
+
+    /// Writes the configuration of a server that runs anew.
+    pub(crate) fn change_config(&self, lines: &str) -> PathBuf {
         let [cert, key, ca] = ["server.pem", "server-key.pem", "ca.pem"].map(|name| self.path(name));
         let text = format!(
             "listen: 127.0.0.1:0\nmetrics_listen: 127.0.0.1:0\nadmin_socket: {}\nauth_cert: {}\nauth_key: {}\n\
@@ -175,6 +188,24 @@ impl Files {
     }
 }
 
+/// A certificate authority, and its own certificate in PEM.
+pub(crate) fn authority(name: &str) -> (Issuer<'static, KeyPair>, String) {
+    let mut ca = CertificateParams::new([]).unwrap();
+    ca.distinguished_name.push(DnType::CommonName, name);
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let root = ca.self_signed(&key).unwrap().pem();
+    (Issuer::new(ca, key), root)
+}
+
+/// What a certificate for localhost says.
+pub(crate) fn leaf(serial: u64, usage: ExtendedKeyUsagePurpose) -> CertificateParams {
+    let mut leaf = CertificateParams::new(["localhost".to_owned()]).unwrap();
+    leaf.serial_number = Some(SerialNumber::from(serial));
+    leaf.extended_key_usages = vec![usage];
+    leaf
+}
+
 /// A `keystead` that runs; killed when dropped.
 pub(crate) struct Server {
     child: Child,
@@ -207,8 +238,13 @@ impl Server {
 
     /// Starts a server, and waits until it listens.
     pub(crate) fn start_unready(files: &Files, lines: &str) -> Self {
+        Self::run(&files.config(lines))
+    }
+
+    /// Starts a server with a configuration that is written already, and waits until it listens.
+    pub(crate) fn run(config: &Path) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_keystead"));
-        command.arg("run").arg("-c").arg(files.config(lines));
+        command.arg("run").arg("-c").arg(config);
         Self::spawn(command)
     }
 
@@ -443,6 +479,16 @@ impl Client {
         self.stream.conn.send_close_notify();
         self.stream.flush().unwrap();
         self.stream.sock.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+
+    /// The certificate that the server has shown.
+    pub(crate) fn server_certificate(&self) -> CertificateDer<'static> {
+        self.stream.conn.peer_certificates().unwrap()[0].clone()
+    }
+
+    /// Whether the session was resumed.
+    pub(crate) fn is_resumed(&self) -> bool {
+        self.stream.conn.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
     pub(crate) fn version(&self) -> rustls::ProtocolVersion {
