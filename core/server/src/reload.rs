@@ -93,15 +93,15 @@ impl Daemon {
         Ok(Reloaded { generation: 0, added, changed, removed, tls, warnings })
     }
 
-    /// Puts another identity in force, unless it is the same; answers whether it is another.
+    /// Puts another identity in force, unless it is the same, with its sessions; answers whether it is another.
     fn trust(&self, identity: Identity) -> bool {
-        if self.identity.load().is_same_as(&identity) {
-            return false;
+        let is_another = !self.identity.load().is_same_as(&identity);
+        if is_another {
+            self.identity.store(Arc::new(identity));
+            self.warn_of_expiry();
         }
-        self.identity.store(Arc::new(identity));
         self.dismiss();
-        self.warn_of_expiry();
-        true
+        is_another
     }
 
     /// Ends the connections of peers whose certificates aren't accepted any more.

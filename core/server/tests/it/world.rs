@@ -378,7 +378,9 @@ impl Log {
             .more
             .wait_timeout_while(lines, PATIENCE, |(lines, ended)| !*ended && found(lines).is_none())
             .unwrap();
-        found(&lines.0).unwrap_or_else(|| panic!("`{text}` never appeared in\n{}", lines.0.join("\n")))
+        let (line, all) = (found(&lines.0), lines.0.join("\n"));
+        drop(lines); // a panic must not leave it poisoned
+        line.unwrap_or_else(|| panic!("`{text}` never appeared in\n{all}"))
     }
 }
 
@@ -445,19 +447,28 @@ impl Client {
 
     /// The next answer as raw bytes; `None` where the server has closed the connection.
     pub(crate) fn receive(&mut self) -> Option<Vec<u8>> {
+        self.read_frame().unwrap_or_else(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => None,
+            _ => panic!("reading an answer: {error}"),
+        })
+    }
+
+    /// The next answer; `None` where there is none, whatever the reason.
+    pub(crate) fn try_receive(&mut self) -> Option<Vec<u8>> {
+        self.read_frame().ok().flatten()
+    }
+
+    fn read_frame(&mut self) -> io::Result<Option<Vec<u8>>> {
         loop {
             if let Some((frame, _)) = Frame::split(&self.buffer) {
                 let len = frame.len();
                 let rest = self.buffer.split_off(len);
-                return Some(std::mem::replace(&mut self.buffer, rest));
+                return Ok(Some(std::mem::replace(&mut self.buffer, rest)));
             }
             let mut chunk = [0; 16 << 10];
-            match self.stream.read(&mut chunk) {
-                Ok(0) => return None,
-                Ok(read) => self.buffer.extend_from_slice(&chunk[..read]),
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return None,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return None,
-                Err(error) => panic!("reading an answer: {error}"),
+            match self.stream.read(&mut chunk)? {
+                0 => return Ok(None),
+                read => self.buffer.extend_from_slice(&chunk[..read]),
             }
         }
     }
