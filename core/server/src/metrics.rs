@@ -51,6 +51,7 @@ pub struct Metrics {
 struct Gauges {
     expiry: GaugeVec,
     up: GaugeVec,
+    refused: GaugeVec,
     keys: GaugeVec,
     lanes: GaugeVec,
     queue: GaugeVec,
@@ -327,6 +328,11 @@ impl Gauges {
                 &["source", "serial_no", "cn", "hostnames", "ca", "server", "client"],
             )?,
             up: new.gauges("keystead_store_up", "Whether a store serves.", &["store"])?,
+            refused: new.gauges(
+                "keystead_store_credentials_refused",
+                "Whether a store refused its credentials, so that nothing presents them again.",
+                &["store"],
+            )?,
             keys: new.gauges("keystead_store_keys", "Keys that a store serves.", &["store"])?,
             lanes: new.gauges(
                 "keystead_store_lanes",
@@ -349,12 +355,13 @@ impl Gauges {
 
     #[expect(clippy::cast_precision_loss, reason = "counts and seconds since 1970 are far below 2^53")]
     fn fill(&self, status: &Status) {
-        for gauge in [&self.expiry, &self.up, &self.keys, &self.lanes, &self.queue] {
+        for gauge in [&self.expiry, &self.up, &self.refused, &self.keys, &self.lanes, &self.queue] {
             gauge.reset(); // what is no more isn't shown
         }
         for store in &status.stores {
             let name = store.name.as_str();
             self.up.with_label_values(&[name]).set(f64::from(u8::from(store.state.serves())));
+            self.refused.with_label_values(&[name]).set(f64::from(u8::from(store.credentials_refused)));
             self.keys.with_label_values(&[name]).set(store.keys as f64);
             self.lanes.with_label_values(&[name, "busy"]).set(f64::from(store.lanes.busy));
             self.lanes.with_label_values(&[name, "total"]).set(f64::from(store.lanes.total));
@@ -475,6 +482,8 @@ impl Drop for Counted {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -499,6 +508,61 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }
+    }
+
+    /// Name, type and labels of every metric that the monitoring's table has. `up` is made by Prometheus.
+    fn documented() -> BTreeSet<(String, String, BTreeSet<String>)> {
+        let table = include_str!("../../../config/monitoring/README.md");
+        let rows = table.lines().filter(|line| line.starts_with("| `key") || line.starts_with("| `cert"));
+        rows.map(|row| {
+            let cells: Vec<_> = row.split('|').map(|cell| cell.trim().replace('`', "")).collect();
+            let labels = cells[3].split(", ").filter(|label| !label.is_empty()).map(ToOwned::to_owned);
+            (cells[1].clone(), cells[2].clone(), labels.collect())
+        })
+        .collect()
+    }
+
+    /// A server that has seen everything once.
+    fn seen_everything() -> (Metrics, Status) {
+        let metrics = Metrics::new().unwrap();
+        metrics.request(Opcode::PING);
+        metrics.done(Opcode::PING, None, Instant::now(), Instant::now());
+        metrics.lookup(|| ());
+        metrics.handshake_failed("timeout");
+        metrics.closed("idle", false);
+        metrics.shed(Shed::Queue);
+        metrics.backpressure(Waiting::Requests);
+        metrics.accept_failed();
+        metrics.reloaded(true);
+        let _ = metrics.store("hsm");
+        let store = serde_json::json!({
+            "name": "hsm", "plugin": "pkcs11", "critical": false, "state": "up", "since": 1, "last_error": null,
+            "credentials_refused": false, "lanes": {"busy": 0, "total": 1}, "queue": {"waiting": 0, "limit": 1},
+            "keys": 1, "requests": {"ok": 1, "failed": 0}, "latency_ms": null, "history": [],
+        });
+        let certificate = serde_json::json!({"file": "f", "name": "n", "role": "server", "expires": 1});
+        let status = Status {
+            stores: vec![serde_json::from_value(store).unwrap()],
+            certificates: vec![serde_json::from_value(certificate).unwrap()],
+            ..Status::default()
+        };
+        (metrics, status)
+    }
+
+    #[test]
+    fn the_monitorings_table_has_every_metric_with_its_type_and_labels_and_no_other() {
+        let (metrics, status) = seen_everything();
+        metrics.gauges.fill(&status);
+        let exported = metrics.registry.gather().into_iter().map(|family| {
+            let labels = family.get_metric()[0].get_label().iter().map(|label| label.name().to_owned());
+            let kind = format!("{:?}", family.get_field_type()).to_ascii_lowercase();
+            (family.name().to_owned(), kind, labels.collect())
+        });
+        assert_eq!(
+            exported.collect::<BTreeSet<_>>(),
+            documented(),
+            "left: what is exported; right: the table"
+        );
     }
 
     #[test]

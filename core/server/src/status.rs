@@ -112,6 +112,8 @@ pub struct StoreStatus {
     pub critical: bool,
     pub state: StoreState,
     pub since: u64,
+    /// Whether it refused its credentials, so that nothing presents them again.
+    pub credentials_refused: bool,
     pub last_error: Option<LastError>,
     pub lanes: Lanes,
     pub queue: Queue,

@@ -178,6 +178,7 @@ impl ManagedStore {
                 State::Down(_) => StoreState::Down,
             },
             since: status::seconds(dated.since),
+            credentials_refused: self.is_refused(),
             last_error: self.last_error(),
             lanes: status::Lanes { busy: load.busy, total: load.lanes },
             queue: status::Queue { waiting: load.waiting as u64, limit: load.queue as u64 },
