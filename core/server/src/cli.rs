@@ -4,6 +4,7 @@
 //! configuration is refused.
 
 mod admin;
+mod bench;
 mod inspect;
 mod plugins;
 mod remote;
@@ -97,6 +98,8 @@ enum Command {
     Ping(remote::Ping),
     /// Have a running server sign once, and verify the signature
     Sign(remote::Sign),
+    /// Have a running server sign again and again, and say how fast it is; exit status 1 where anything failed
+    Bench(bench::Bench),
     /// Print a configuration with every option, explained, at its default
     DefaultConfig,
 }
@@ -133,6 +136,7 @@ impl Cli {
             Some(Command::Plugin(Plugin::List { flags, output })) => plugins::list(&flags, output),
             Some(Command::Ping(ping)) => ping.run(),
             Some(Command::Sign(sign)) => sign.run(),
+            Some(Command::Bench(bench)) => bench.run(),
             Some(Command::DefaultConfig) => print(config::default_config()),
         };
         outcome.unwrap_or_else(|failed| failed.report())

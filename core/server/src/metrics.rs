@@ -42,6 +42,7 @@ pub struct Metrics {
     backpressure: IntCounterVec,
     accept_failures: IntCounter,
     reloads: IntCounterVec,
+    restarts: IntCounterVec,
     gauges: Gauges,
     counters: [OnceLock<IntCounter>; 256],
     timers: [[OnceLock<Timers>; ERRORS]; 256],
@@ -177,6 +178,11 @@ impl Metrics {
                 "Reloads of the configuration, by result: `ok` or `refused`.",
                 &["result"],
             )?,
+            restarts: new.counters(
+                "keystead_plugin_restarts_total",
+                "How often the process of a plugin was started again; 0 for one that runs in the server.",
+                &["plugin"],
+            )?,
             gauges: Gauges::new(&new)?,
             counters: [const { OnceLock::new() }; 256],
             timers: [const { [const { OnceLock::new() }; ERRORS] }; 256],
@@ -278,10 +284,17 @@ impl Metrics {
     /// Everything in Prometheus' text format.
     #[must_use]
     pub fn render(&self, status: &Status) -> Vec<u8> {
-        self.gauges.fill(status);
+        self.fill(status);
         let mut text = Vec::new();
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
         text
+    }
+
+    fn fill(&self, status: &Status) {
+        self.gauges.fill(status);
+        for plugin in &status.plugins {
+            let _ = self.restarts.with_label_values(&[&plugin.name]); // at zero from the first reading on
+        }
     }
 
     fn timers_of(&self, opcode: Opcode, error: ErrorCode) -> Timers {
@@ -541,7 +554,11 @@ mod tests {
             "keys": 1, "requests": {"ok": 1, "failed": 0}, "latency_ms": null, "history": [],
         });
         let certificate = serde_json::json!({"file": "f", "name": "n", "role": "server", "expires": 1});
+        let plugin = serde_json::json!({
+            "name": "pkcs11", "version": "1", "vendor": "v", "isolation": "inline", "stores": ["hsm"],
+        });
         let status = Status {
+            plugins: vec![serde_json::from_value(plugin).unwrap()],
             stores: vec![serde_json::from_value(store).unwrap()],
             certificates: vec![serde_json::from_value(certificate).unwrap()],
             ..Status::default()
@@ -552,7 +569,7 @@ mod tests {
     #[test]
     fn the_monitorings_table_has_every_metric_with_its_type_and_labels_and_no_other() {
         let (metrics, status) = seen_everything();
-        metrics.gauges.fill(&status);
+        metrics.fill(&status);
         let exported = metrics.registry.gather().into_iter().map(|family| {
             let labels = family.get_metric()[0].get_label().iter().map(|label| label.name().to_owned());
             let kind = format!("{:?}", family.get_field_type()).to_ascii_lowercase();

@@ -21,7 +21,7 @@ use super::{Failed, Output, print, runtime};
 
 /// Where the server is, and who asks.
 #[derive(Args)]
-struct Remote {
+pub(super) struct Remote {
     /// Address of the key server, HOST:PORT
     #[arg(long, value_name = "HOST:PORT", default_value = "localhost:2407")]
     server: String,
@@ -56,14 +56,30 @@ pub(super) struct Ping {
 pub(super) struct Sign {
     #[command(flatten)]
     remote: Remote,
+    #[command(flatten)]
+    subject: Subject,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Which key is to sign, and how.
+#[derive(Args)]
+pub(super) struct Subject {
     /// Certificate, or public key, of the key that is to sign, PEM
     #[arg(long = "for", value_name = "PATH")]
-    subject: PathBuf,
+    file: PathBuf,
     /// Algorithm, such as `rsa-pss-sha256`; by default one that TLS 1.3 uses with this type of key
     #[arg(long, value_name = "NAME", value_parser = algorithm)]
     algorithm: Option<Algorithm>,
-    #[command(flatten)]
-    output: Output,
+}
+
+/// A signature that is to be asked for.
+pub(super) struct Wanted {
+    pub(super) key: PublicKey,
+    pub(super) ski: Ski,
+    pub(super) algorithm: Algorithm,
+    pub(super) opcode: Opcode,
+    pub(super) input: Vec<u8>,
 }
 
 impl Ping {
@@ -82,14 +98,7 @@ impl Ping {
 
 impl Sign {
     pub(super) fn run(self) -> Result<ExitCode, Failed> {
-        let spki = public_key(&self.subject)?;
-        let key = PublicKey::parse(&spki).ok_or_else(|| {
-            Failed::new(format!("{}: not an RSA, EC or Ed25519 key", self.subject.display()))
-        })?;
-        let ski = Ski::from_spki(&spki).map_err(Failed::new)?;
-        let algorithm = self.algorithm.unwrap_or_else(|| usual(&key));
-        let opcode = opcode(algorithm).ok_or_else(|| Failed::new("this algorithm has no opcode"))?;
-        let input = random_input(algorithm)?;
+        let Wanted { key, ski, algorithm, opcode, input } = self.subject.wanted()?;
         let (signature, took) = self.remote.ask(async |client| client.sign(ski, opcode, &input).await)?;
         if !key.verifies(algorithm, &input, &signature) {
             return Err(Failed::new(format!("the signature by {algorithm} does not verify")));
@@ -126,17 +135,33 @@ impl Sign {
     }
 }
 
+impl Subject {
+    pub(super) fn wanted(&self) -> Result<Wanted, Failed> {
+        let spki = public_key(&self.file)?;
+        let key = PublicKey::parse(&spki)
+            .ok_or_else(|| Failed::new(format!("{}: not an RSA, EC or Ed25519 key", self.file.display())))?;
+        let ski = Ski::from_spki(&spki).map_err(Failed::new)?;
+        let algorithm = self.algorithm.unwrap_or_else(|| usual(&key));
+        let opcode = opcode(algorithm).ok_or_else(|| Failed::new("this algorithm has no opcode"))?;
+        let input = random_input(algorithm)?;
+        Ok(Wanted { key, ski, algorithm, opcode, input })
+    }
+}
+
 impl Remote {
+    /// A client that has not connected yet.
+    pub(super) fn client(&self) -> Result<Client, Failed> {
+        let tls = client_config(&self.ca, &self.cert, &self.key).map_err(Failed::new)?;
+        let client = Client::builder([self.server.as_str()], self.name()?, Arc::new(tls));
+        client.deadline(Duration::from_secs(self.timeout)).build().map_err(Failed::new)
+    }
+
     /// Connects, asks, and times both together.
     fn ask<T>(
         &self,
         ask: impl AsyncFnOnce(&Client) -> Result<T, keystead_client::Error>,
     ) -> Result<(T, Duration), Failed> {
-        let tls = client_config(&self.ca, &self.cert, &self.key).map_err(Failed::new)?;
-        let client = Client::builder([self.server.as_str()], self.name()?, Arc::new(tls))
-            .deadline(Duration::from_secs(self.timeout))
-            .build()
-            .map_err(Failed::new)?;
+        let client = self.client()?;
         let runtime = runtime()?;
         runtime.block_on(async {
             let started = Instant::now();
@@ -154,7 +179,7 @@ impl Remote {
 }
 
 /// An error with its causes, once each.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -105,6 +105,39 @@ fn ping_and_sign_ask_a_running_server() {
 }
 
 #[test]
+fn bench_tells_how_fast_a_server_is_and_fails_where_anything_failed() {
+    let files = Files::new();
+    let server = Server::with_keys(&files, "");
+    let address = server.address.to_string();
+    let path = |name: &str| files.path(name).display().to_string();
+    let key = std::fs::read(files.path("keys/p256.key")).unwrap();
+    let key = openssl::pkey::PKey::private_key_from_pkcs8(&key).unwrap();
+    files.write("public.pem", &key.public_key_to_pem().unwrap());
+    let (ca, cert, key) = (path("ca.pem"), path("client.pem"), path("client-key.pem"));
+    let bench = |subject: &str, more: &[&str]| {
+        let mut arguments =
+            vec!["bench", "--server", &address, "--server-name", "localhost", "--seconds", "1"];
+        arguments.extend(["--ca", &ca, "--cert", &cert, "--key", &key, "--json", "--for", subject]);
+        arguments.extend(more);
+        let output = keystead(&arguments);
+        let json: serde_json::Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", stderr(&output)));
+        (output.status.code(), json)
+    };
+    let (code, closed) = bench(&path("public.pem"), &["--connections", "2", "--in-flight", "3"]);
+    assert_eq!((code, &closed["failed"]), (Some(0), &0.into()));
+    let milliseconds = |name: &str| closed["milliseconds"][name].as_f64().unwrap();
+    assert!(milliseconds("p50") > 0.0 && milliseconds("p50") <= milliseconds("p99"), "{closed}");
+    let (code, open) = bench(&path("public.pem"), &["--connections", "2", "--rate", "50"]);
+    assert_eq!(code, Some(0));
+    let answered = open["answered"].as_u64().unwrap();
+    assert!((40..=60).contains(&answered), "{open}");
+    let (code, unknown) = bench(&path("client.pem"), &["--connections", "1", "--rate", "20"]);
+    assert_eq!((code, &unknown["answered"]), (Some(1), &0.into()));
+    assert!(unknown["failures"].to_string().contains("key not found"), "{unknown}");
+}
+
+#[test]
 fn exit_codes_tell_a_refused_configuration_from_a_wrong_command() {
     let files = Files::new();
     let config = files.write("bad.yaml", b"listen: 127.0.0.1:0\nlimits: {grcae: 3s}\n");

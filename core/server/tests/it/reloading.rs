@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{self, Write},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -73,7 +74,11 @@ impl Load {
         self.stop.store(true, Ordering::Relaxed);
         let failed = self.running.join().unwrap();
         let (signed, seconds) = (self.signed.load(Ordering::Relaxed), self.started.elapsed().as_secs_f64());
-        println!("{signed} signatures in {seconds:.1} s, {:.0} in a second", signed as f64 / seconds);
+        let _ = writeln!(
+            io::stdout(),
+            "{signed} signatures in {seconds:.1} s, {:.0} in a second",
+            signed as f64 / seconds
+        );
         assert_eq!(failed, [""; 0], "beside {signed} that did not");
     }
 }
