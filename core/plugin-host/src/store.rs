@@ -215,17 +215,13 @@ impl Store {
             return Ok(());
         }
         let (host, plugin, services) = (Arc::clone(&self.host), self.plugin.clone(), self.services);
-        let opened = self
-            .housekeep(move |_| {
-                let plugin = host.plugin(&plugin)?;
-                let instance = Some(native::open(plugin.table, services)?);
-                Ok(Opened { description: plugin.description.clone(), instance })
-            })
-            .await;
-        let mut opened = opened?;
-        self.lanes.limit(opened.description.lanes_max.unwrap_or(u32::MAX));
-        *self.description.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened.description.clone());
-        *self.instance.write().unwrap_or_else(PoisonError::into_inner) = opened.instance.take();
+        let plugin = self.housekeep(move |_| host.plugin(&plugin)).await?;
+        self.lanes.limit(plugin.description.lanes_max.unwrap_or(u32::MAX));
+        *self.description.lock().unwrap_or_else(PoisonError::into_inner) = Some(plugin.description.clone());
+        let opening =
+            move |_: &Call<'_>| native::open(plugin.table, services).map(|store| Opened(Some(store)));
+        let mut opened = self.housekeep(opening).await?;
+        *self.instance.write().unwrap_or_else(PoisonError::into_inner) = opened.0.take();
         Ok(())
     }
 
@@ -449,14 +445,11 @@ impl Drop for Store {
 }
 
 /// What an opening gave. Where nobody waits for it any more, the plugin is told.
-struct Opened {
-    description: Description,
-    instance: Option<Arc<dyn Instance>>,
-}
+struct Opened(Option<Arc<dyn Instance>>);
 
 impl Drop for Opened {
     fn drop(&mut self) {
-        if let Some(instance) = &self.instance {
+        if let Some(instance) = &self.0 {
             instance.close(Duration::ZERO);
         }
     }
