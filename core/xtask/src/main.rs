@@ -10,15 +10,25 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stderr, clippy::print_stdout, reason = "a command-line tool")]
 
+mod authority;
+mod daemon;
 mod demo;
 mod failure;
+mod file;
+mod http;
+mod interrupt;
+mod key_pair;
 mod licences;
 mod monitoring;
 mod page;
+mod patience;
+mod ports;
 mod process;
 mod system;
 mod systemd;
 mod test;
+mod token;
+mod workspace;
 
 use std::process::ExitCode;
 

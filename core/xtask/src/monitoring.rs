@@ -7,14 +7,13 @@ mod metrics;
 mod promql;
 
 use std::ffi::OsStr;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::json;
 
 use crate::failure::{Failure, Result};
-use crate::process;
+use crate::{file, process, workspace};
 use dashboard::Dashboard;
 use metrics::Metrics;
 
@@ -31,8 +30,8 @@ struct Expression {
 
 /// Checks them all, and says how many there are of what.
 pub(crate) fn check() -> Result<()> {
-    promtool(&["check", "rules"], &file(ALERTS))?;
-    promtool(&["test", "rules"], &file(TESTS))?;
+    promtool(&["check", "rules"], &place(ALERTS))?;
+    promtool(&["test", "rules"], &place(TESTS))?;
     let (rules, tests) = (read(ALERTS)?, read(TESTS)?);
     let (alerts, dashboard) = (alerts::parse(&rules), Dashboard::parse(&read(DASHBOARD)?)?);
     parse_all(&dashboard.expressions)?;
@@ -61,13 +60,10 @@ fn parse_all(expressions: &[Expression]) -> Result<()> {
             json!({"record": format!("dashboard:{}:{number}", name(place)), "expr": promql})
         })
         .collect();
-    let file = tempfile::Builder::new()
-        .suffix(".yaml") // which JSON is
-        .tempfile()
-        .map_err(|error| Failure::new(format!("cannot make a temporary file: {error}")))?;
-    let text = json!({"groups": [{"name": DASHBOARD, "rules": rules}]}).to_string();
-    fs::write(file.path(), text).map_err(|error| Failure::file("write", file.path(), &error))?;
-    promtool(&["check", "rules"], file.path())
+    let folder = file::temporary_folder("monitoring")?;
+    let file = folder.path().join("dashboard.yaml"); // which JSON is
+    file::write(&file, &json!({"groups": [{"name": DASHBOARD, "rules": rules}]}).to_string())?;
+    promtool(&["check", "rules"], &file)
 }
 
 /// Runs promtool, beside the rules that a file of tests names.
@@ -78,10 +74,9 @@ fn promtool(words: &[&str], file: &Path) -> Result<()> {
 }
 
 fn read(name: &str) -> Result<String> {
-    let file = file(name);
-    fs::read_to_string(&file).map_err(|error| Failure::file("read", &file, &error))
+    file::read(&place(name))
 }
 
-fn file(name: &str) -> PathBuf {
-    process::root().join("config/monitoring").join(name)
+fn place(name: &str) -> PathBuf {
+    workspace::root().join("config/monitoring").join(name)
 }

@@ -2,38 +2,33 @@
 //! value, with what the server says; it breaks no rule of its content security policy, and fits on a phone.
 
 use std::collections::BTreeMap;
-use std::env;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use serde_json::Value;
 
+use crate::authority::{Authority, Identity, Usage};
+use crate::daemon::Daemon;
 use crate::failure::{Failure, Result};
-use crate::process;
+use crate::interrupt::Interrupt;
+use crate::key_pair::{self, KeyPair};
+use crate::workspace::Programs;
+use crate::{file, http, ports, process};
 
-/// Names a folder with programs to test, in place of those that Cargo builds now.
-const BUILT: &str = "KEYSTEAD_BUILT";
 /// Name of the key server in its certificate.
 const KEY_SERVER: &str = "keys.page.test";
 /// Name of the client in its certificate: what it must not become on the page.
 const CLIENT: &str = "<img src=x onerror=nope()>";
-/// The keys of the store that works: the names of their files, and what openssl makes them of.
-const KEYS: [(&str, &[&str]); 3] = [
-    ("ec", &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]),
-    ("rsa", &["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]),
-    ("<img src=x>", &["-algorithm", "ED25519"]),
-];
+/// The keys of the store that works: the names of their files, and of what kind they are.
+const KEYS: [(&str, key_pair::Kind); 3] =
+    [("ec", key_pair::P256), ("rsa", key_pair::RSA_2048), ("<img src=x>", key_pair::ED25519)];
 /// How often each of them signs.
 const SIGNATURES: usize = 2;
 
-/// How long something on this machine may take, however busy it is; and how often is looked whether it is done.
-const PATIENCE: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_millis(50);
+/// How long the browser may take, however busy this machine is, in seconds.
+const PATIENCE: &str = "60";
 /// How often the page is compared with the server, since the server changes meanwhile.
 const ATTEMPTS: usize = 5;
 
@@ -111,12 +106,10 @@ const PARTS: [Part; 9] = [
 
 /// Checks the page: switched off, as a file, and in a browser.
 pub(crate) fn check() -> Result<()> {
-    let binaries = binaries()?;
-    let folder = tempfile::Builder::new()
-        .prefix("keystead-page-")
-        .tempdir()
-        .map_err(|error| Failure::new(format!("cannot make a temporary folder: {error}")))?;
-    let scene = Scene::set(folder.path(), binaries)?;
+    let interrupt = Interrupt::listen()?;
+    let programs = Programs::build(&["keystead", "keystead-plugin-file"])?;
+    let folder = file::temporary_folder("page")?;
+    let scene = Scene::set(folder.path(), programs, interrupt)?;
 
     switched_off(&scene.serve("status_page: false\n")?)?;
     println!("switched off, the page and its data aren't found");
@@ -128,25 +121,16 @@ pub(crate) fn check() -> Result<()> {
     tells_why(&server)?;
     println!("the store that is down tells why");
     for (name, width, height) in SCREENS {
-        let browser = Browser { scene: &scene, width, height };
+        let browser = Browser { interrupt: &scene.interrupt, width, height };
         let values = compare(&server, &browser, &scene.path(&format!("{name}.png")))?;
         println!("on a {name}, {width} px wide, {values} values are what the server says");
     }
     Ok(())
 }
 
-fn binaries() -> Result<PathBuf> {
-    if let Some(folder) = env::var_os(BUILT) {
-        return Ok(folder.into());
-    }
-    let packages = ["--package", "keystead", "--package", "keystead-plugin-file"];
-    process::run(process::cargo().args(["build", "--locked"]).args(packages))?;
-    process::built()
-}
-
 fn switched_off(server: &Server) -> Result<()> {
     for path in ["/", "/status.json", "/keys.json"] {
-        let status = server.get(path)?.status;
+        let status = http::get(server.http, path)?.status;
         if status != 404 {
             return Err(Failure::new(format!(
                 "{path} without a status page: expected status 404, got {status}"
@@ -158,7 +142,7 @@ fn switched_off(server: &Server) -> Result<()> {
 
 /// The page loads nothing from elsewhere, and could be held to a policy that names what is in it.
 fn as_a_file(server: &Server) -> Result<()> {
-    let answer = server.get("/")?;
+    let answer = http::get(server.http, "/")?;
     let policy = answer.header("content-security-policy").unwrap_or_default();
     let page = &answer.body;
     let once = |tag: &str| page.matches(tag).count() == 1;
@@ -186,7 +170,7 @@ fn as_a_file(server: &Server) -> Result<()> {
 
 /// An operator who sees that a store is down sees why.
 fn tells_why(server: &Server) -> Result<()> {
-    let says = server.says()?;
+    let says = says(server.http)?;
     let [state, class, message] = ["state", "last_error/class", "last_error/message"]
         .map(|at| text(says.pointer(&format!("/stores/1/{at}"))));
     match (state.as_deref(), class, message) {
@@ -201,9 +185,9 @@ fn tells_why(server: &Server) -> Result<()> {
 fn compare(server: &Server, browser: &Browser<'_>, picture: &Path) -> Result<usize> {
     let mut wrong = Vec::new();
     for _ in 0..ATTEMPTS {
-        let before = server.says()?;
+        let before = says(server.http)?;
         let page = browser.look(&format!("http://{}/", server.http), picture)?;
-        let after = server.says()?;
+        let after = says(server.http)?;
         fits(&page, browser.width)?;
         let values = values(&page);
         wrong = differences(&page, &values, &before, &after);
@@ -242,78 +226,37 @@ fn fits(page: &[Element], width: u32) -> Result<()> {
 /// Everything that the check needs, in one folder.
 struct Scene {
     folder: PathBuf,
-    binaries: PathBuf,
+    programs: Programs,
+    authority: Authority,
+    client: Identity,
+    interrupt: Interrupt,
 }
 
 impl Scene {
     /// Makes certificates, keys, and a directory for the plugin.
-    fn set(folder: &Path, binaries: PathBuf) -> Result<Self> {
-        let scene = Self { folder: folder.to_owned(), binaries };
-        scene.certify("ca", "Page test CA", "basicConstraints = critical, CA:TRUE")?;
-        let name = format!("subjectAltName = DNS:{KEY_SERVER}\nextendedKeyUsage = serverAuth");
-        scene.certify("server", KEY_SERVER, &name)?;
-        scene.certify("client", CLIENT, "extendedKeyUsage = clientAuth")?;
-        scene.make_folder("keys")?;
+    fn set(folder: &Path, programs: Programs, interrupt: Interrupt) -> Result<Self> {
+        let authority = Authority::create(folder, "Page test CA")?;
+        authority.issue("server", KEY_SERVER, Usage::Server)?;
+        let client = authority.issue("client", CLIENT, Usage::Client)?;
+        let keys = file::make_folder(&folder.join("keys"))?;
         for (name, kind) in KEYS {
-            scene.make_key(&format!("keys/{name}.key"), kind)?;
+            make_key(&keys.join(name), kind)?;
         }
-        scene.make_key("stranger.key", &["-algorithm", "ED25519"])?;
-        let library = "libkeystead_plugin_file.so";
-        let (from, to) = (scene.binaries.join(library), scene.make_folder("plugins")?.join(library));
-        // The key server loads no code that others could have written.
-        let copied = fs::copy(&from, &to).and_then(|_| set_mode(&to, 0o644));
-        copied.map_err(|error| Failure::file("copy", &from, &error)).map(|()| scene)
+        make_key(&folder.join("stranger"), key_pair::ED25519)?;
+        programs.install_plugin("file", &file::make_folder(&folder.join("plugins"))?)?;
+        Ok(Self { folder: folder.to_owned(), programs, authority, client, interrupt })
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
-    fn make_folder(&self, name: &str) -> Result<PathBuf> {
-        let path = self.path(name);
-        let made = fs::create_dir(&path).and_then(|()| set_mode(&path, 0o700));
-        made.map_err(|error| Failure::file("make", &path, &error)).map(|()| path)
-    }
-
-    fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
-        let path = self.path(name);
-        fs::write(&path, text).map_err(|error| Failure::file("write", &path, &error)).map(|()| path)
-    }
-
-    /// Issues a certificate by the authority `ca`, which issues its own.
-    fn certify(&self, file: &str, subject: &str, extensions: &str) -> Result<()> {
-        let head = "[req]\nprompt = no\ndistinguished_name = subject\nx509_extensions = extensions\n";
-        let request =
-            format!("{head}[subject]\nCN = {subject}\n[extensions]\nkeyUsage = critical, digitalSignature");
-        let usage = if file == "ca" { ", keyCertSign" } else { "" };
-        let request = self.write(&format!("{file}.cnf"), &format!("{request}{usage}\n{extensions}\n"))?;
-        let mut command = Command::new("openssl");
-        command.args(["req", "-x509", "-days", "2", "-noenc", "-newkey", "ec"]);
-        command.args(["-pkeyopt", "ec_paramgen_curve:P-256", "-config"]).arg(request);
-        command.arg("-keyout").arg(self.path(&format!("{file}-key.pem")));
-        command.arg("-out").arg(self.path(&format!("{file}.pem")));
-        if file != "ca" {
-            command.arg("-CA").arg(self.path("ca.pem")).arg("-CAkey").arg(self.path("ca-key.pem"));
-        }
-        process::output(&mut command).map(drop)
-    }
-
-    /// Makes a private key, which only this user may read, and writes its public half beside it.
-    fn make_key(&self, file: &str, kind: &[&str]) -> Result<()> {
-        let path = self.path(file);
-        process::output(Command::new("openssl").arg("genpkey").args(kind).arg("-out").arg(&path))?;
-        set_mode(&path, 0o600).map_err(|error| Failure::file("set the mode of", &path, &error))?;
-        let mut command = Command::new("openssl");
-        command.args(["pkey", "-pubout", "-in"]).arg(&path).arg("-out").arg(path.with_extension("pem"));
-        process::output(&mut command).map(drop)
-    }
-
     /// Starts a server with a store that works and one that doesn't, and waits until it is ready.
     fn serve(&self, options: &str) -> Result<Server> {
-        let [keys, http] = free_addresses()?;
-        let folder = self.folder.display();
-        let configuration = self.write(
-            "keystead.yaml",
+        let [keys, http] = ports::free_addresses()?;
+        let (folder, configuration) = (self.folder.display(), self.path("keystead.yaml"));
+        file::write(
+            &configuration,
             &format!(
                 "listen: \"{keys}\"\nmetrics_listen: \"{http}\"\nadmin_socket: off\n{options}\
                  auth_cert: {folder}/server.pem\nauth_key: {folder}/server-key.pem\nclient_ca: {folder}/ca.pem\n\
@@ -323,152 +266,84 @@ impl Scene {
                  - {{plugin: no-such-plugin, name: absent}}\n"
             ),
         )?;
-        let log = self.path("keystead.log");
-        let output = || File::create(&log).map_err(|error| Failure::file("write", &log, &error));
-        let mut command = Command::new(self.binaries.join("keystead"));
-        command.arg("run").arg("-c").arg(configuration).stdin(Stdio::null());
-        let process = Running::start(command.stdout(output()?).stderr(output()?))?;
-        let mut server = Server { process, log, keys, http };
-        server.wait_for("it was ready", |server| {
-            Ok(server.get("/readyz").is_ok_and(|answer| answer.status == 200))
-        })?;
-        Ok(server)
+        let mut command = Command::new(self.programs.path("keystead"));
+        command.arg("run").arg("-c").arg(configuration);
+        let mut daemon = Daemon::start("key server", command, &self.path("keystead.log"))?;
+        daemon.wait_for(&self.interrupt, "it was ready", || http::is_ready(http).then_some(()))?;
+        Ok(Server { daemon, keys, http })
     }
 
     /// Has every key sign, and one that the server doesn't have; leaves a client connected, and waits for its figures.
-    fn keep_busy(&self, server: &mut Server) -> Result<Running> {
+    fn keep_busy(&self, server: &mut Server) -> Result<Daemon> {
         for (key, _) in KEYS.iter().cycle().take(KEYS.len() * SIGNATURES) {
             process::output(&mut self.sign(server, &format!("keys/{key}.pem")))?;
         }
         let _ = process::output(&mut self.sign(server, "stranger.pem"));
         let mut command = Command::new("openssl");
+        // Quiet, it stays although it has nothing to send.
         command.args(["s_client", "-quiet", "-verify_quiet", "-connect", &server.keys.to_string()]);
-        command.args(["-servername", KEY_SERVER, "-CAfile"]).arg(self.path("ca.pem"));
-        command.arg("-cert").arg(self.path("client.pem")).arg("-key").arg(self.path("client-key.pem"));
-        // It stays for as long as its standard input does.
-        let client =
-            Running::start(command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()))?;
-        server.wait_for("it told of a peer and of latencies", |server| {
-            let says = server.says()?;
-            let samples = says.pointer("/stores/0/history").and_then(Value::as_array);
-            let measured =
-                samples.is_some_and(|all| all.iter().any(|one| one.get("p50_ms").is_some_and(Value::is_f64)));
-            Ok(measured && says.pointer("/connections/peers/0").is_some())
-        })?;
+        command.args(["-servername", KEY_SERVER, "-CAfile"]).arg(self.authority.certificate());
+        command.arg("-cert").arg(&self.client.certificate).arg("-key").arg(&self.client.key);
+        let client = Daemon::start("client", command, &self.path("client.log"))?;
+        let http = server.http;
+        let figures = || says(http).map(|says| has_figures(&says).then_some(())).transpose();
+        server.daemon.wait_for(&self.interrupt, "it told of a peer and of latencies", figures)??;
         Ok(client)
     }
 
     fn sign(&self, server: &Server, key: &str) -> Command {
-        let mut command = Command::new(self.binaries.join("keystead"));
+        let mut command = Command::new(self.programs.path("keystead"));
         command.args(["sign", "--server", &server.keys.to_string(), "--server-name", KEY_SERVER]);
-        command.arg("--ca").arg(self.path("ca.pem")).arg("--cert").arg(self.path("client.pem"));
-        command.arg("--key").arg(self.path("client-key.pem")).arg("--for").arg(self.path(key));
+        command.arg("--ca").arg(self.authority.certificate()).arg("--cert").arg(&self.client.certificate);
+        command.arg("--key").arg(&self.client.key).arg("--for").arg(self.path(key));
         command
     }
 }
 
-/// A program that runs until this is dropped.
-struct Running(Child);
-
-impl Running {
-    fn start(command: &mut Command) -> Result<Self> {
-        let line = process::line(command);
-        command.spawn().map(Self).map_err(|error| Failure::new(format!("cannot run `{line}`: {error}")))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Nothing is left to be done about a failure: either it has ended, or it can't be ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Makes a private key `{stem}.key`, which only this user may read, and writes its public half `{stem}.pem`.
+fn make_key(stem: &Path, kind: key_pair::Kind) -> Result<()> {
+    let pair = KeyPair::generate(kind)?;
+    file::write_secret(&stem.with_extension("key"), &pair.private)?;
+    file::write(&stem.with_extension("pem"), &pair.public)
 }
 
 /// A key server.
 struct Server {
-    process: Running,
-    log: PathBuf,
+    daemon: Daemon,
     /// Where it serves keys.
     keys: SocketAddr,
     /// Where it tells how it is.
     http: SocketAddr,
 }
 
-/// An answer over HTTP.
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
+/// What a server says of itself: its status, and in it the keys as `keys`.
+fn says(http: SocketAddr) -> Result<Value> {
+    let mut status = json(http, "/status.json")?;
+    let keys = json(http, "/keys.json")?;
+    match status.as_object_mut() {
+        Some(object) => drop(object.insert("keys".to_owned(), keys)),
+        None => return Err(Failure::new("/status.json: expected an object")),
+    }
+    Ok(status)
 }
 
-impl Server {
-    /// What the server says of itself: its status, and in it the keys as `keys`.
-    fn says(&self) -> Result<Value> {
-        let mut status = self.json("/status.json")?;
-        let keys = self.json("/keys.json")?;
-        match status.as_object_mut() {
-            Some(object) => drop(object.insert("keys".to_owned(), keys)),
-            None => return Err(Failure::new("/status.json: expected an object")),
-        }
-        Ok(status)
-    }
-
-    fn json(&self, path: &str) -> Result<Value> {
-        let answer = self.get(path)?;
-        serde_json::from_str(&answer.body)
-            .map_err(|error| Failure::new(format!("{path}, status {}: {error}", answer.status)))
-    }
-
-    fn get(&self, path: &str) -> Result<Answer> {
-        let address = self.http;
-        let ask = || -> io::Result<String> {
-            let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).map(|_| answer)
-        };
-        let failure = |problem: &str| Failure::new(format!("http://{address}{path}: {problem}"));
-        let answer = ask().map_err(|error| failure(&error.to_string()))?;
-        Answer::parse(&answer).ok_or_else(|| failure("the answer is not HTTP, or comes in chunks"))
-    }
-
-    fn wait_for(&mut self, what: &str, mut probe: impl FnMut(&Self) -> Result<bool>) -> Result<()> {
-        let start = Instant::now();
-        while !probe(self)? {
-            let ended = !matches!(self.process.0.try_wait(), Ok(None));
-            if ended || start.elapsed() > PATIENCE {
-                let log = fs::read_to_string(&self.log).unwrap_or_default();
-                let why = if ended { "it ended" } else { "it took too long" };
-                let log = process::last_lines(&log);
-                return Err(Failure::new(format!(
-                    "waited for the key server until {what}, but {why}:\n{log}"
-                )));
-            }
-            thread::sleep(PAUSE);
-        }
-        Ok(())
-    }
+fn json(http: SocketAddr, path: &str) -> Result<Value> {
+    let answer = http::get(http, path)?;
+    serde_json::from_str(&answer.body)
+        .map_err(|error| Failure::new(format!("{path}, status {}: {error}", answer.status)))
 }
 
-impl Answer {
-    fn parse(text: &str) -> Option<Self> {
-        let (head, body) = text.split_once("\r\n\r\n")?;
-        let status = head.split(' ').nth(1)?.parse().ok()?;
-        let answer = Self { status, head: head.to_owned(), body: body.to_owned() };
-        answer.header("transfer-encoding").is_none().then_some(answer)
-    }
-
-    fn header(&self, name: &str) -> Option<&str> {
-        let fields = self.head.lines().filter_map(|line| line.split_once(':'));
-        fields.into_iter().find(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
-    }
+/// Whether a server has told of a peer, and of how long a store took.
+fn has_figures(says: &Value) -> bool {
+    let samples = says.pointer("/stores/0/history").and_then(Value::as_array);
+    let measured =
+        samples.is_some_and(|all| all.iter().any(|one| one.get("p50_ms").is_some_and(Value::is_f64)));
+    measured && says.pointer("/connections/peers/0").is_some()
 }
 
 /// A browser with a screen of one size.
 struct Browser<'a> {
-    scene: &'a Scene,
+    interrupt: &'a Interrupt,
     width: u32,
     height: u32,
 }
@@ -476,11 +351,11 @@ struct Browser<'a> {
 impl Browser<'_> {
     /// Loads a page, waits until it is still, takes a picture, and answers what is there then.
     fn look(&self, address: &str, picture: &Path) -> Result<Vec<Element>> {
-        let profile = tempfile::tempdir_in(&self.scene.folder)
-            .map_err(|error| Failure::new(format!("cannot make a folder for the browser: {error}")))?;
+        self.interrupt.check()?;
+        let profile = file::temporary_folder("browser")?;
         let (width, height) = (self.width, self.height);
         let mut command = Command::new("timeout");
-        command.args(["--kill-after=5", &PATIENCE.as_secs().to_string(), "chromium", "--headless"]);
+        command.args(["--kill-after=5", PATIENCE, "chromium", "--headless"]);
         // It sees this one page; containers and root have no sandbox to offer.
         command.args(["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]);
         command.args(["--disable-background-networking", "--disable-component-update", "--hide-scrollbars"]);
@@ -744,19 +619,6 @@ fn text(value: Option<&Value>) -> Option<String> {
     }
 }
 
-/// Two ports that nobody listens on. Somebody could take them before the key server does, which then says so.
-fn free_addresses() -> Result<[SocketAddr; 2]> {
-    let failure = |error| Failure::new(format!("cannot find a free port: {error}"));
-    let listen = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failure);
-    let (one, other) = (listen()?, listen()?);
-    Ok([one.local_addr().map_err(failure)?, other.local_addr().map_err(failure)?])
-}
-
-fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -809,13 +671,5 @@ mod tests {
         assert!(wrong.contains("/plugins has the rows"), "{wrong}");
         assert!(wrong.contains("the server says \"c\""), "{wrong}");
         assert!(!wrong.contains("/ready") && !wrong.contains("/configuration/file"), "{wrong}");
-    }
-
-    #[test]
-    fn reads_answers_but_no_chunks() {
-        let answer =
-            Answer::parse("HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\n\r\nno\n").expect("HTTP");
-        assert_eq!((answer.status, answer.header("content-type")), (404, Some("text/plain")));
-        assert!(Answer::parse("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0").is_none());
     }
 }

@@ -1,36 +1,14 @@
-//! Programs that run to their end, and where this workspace's own are.
+//! Programs that run to their end.
 
-use std::env;
 use std::ffi::OsStr;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::failure::{Failure, Result};
 
 /// How many lines of a failed program's output are shown.
 const LINES_SHOWN: usize = 20;
-
-/// The folder of the workspace.
-pub(crate) fn root() -> &'static Path {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
-    own.ancestors().nth(2).unwrap_or(own)
-}
-
-/// The folder into which Cargo builds with the dev profile: where this very program is.
-pub(crate) fn built() -> Result<PathBuf> {
-    let own = env::current_exe().map_err(|error| Failure::new(format!("cannot tell where I am: {error}")))?;
-    own.parent()
-        .map(Path::to_path_buf)
-        .ok_or_else(|| Failure::new(format!("{} is in no folder", own.display())))
-}
-
-/// The Cargo that runs this program, in the workspace's folder.
-pub(crate) fn cargo() -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root());
-    command
-}
 
 /// Runs a program that talks to the terminal itself, but is asked nothing.
 pub(crate) fn run(command: &mut Command) -> Result<()> {

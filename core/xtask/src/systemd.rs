@@ -5,21 +5,20 @@ mod groups;
 mod installation;
 mod machine;
 
-use std::env;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::failure::{Failure, Result};
+use crate::interrupt::Interrupt;
 use crate::process;
+use crate::token::Token;
+use crate::workspace::{self, Programs};
 use files::Files;
-use installation::{CLIENT, FILE_KEY, Installation, NEW_KEY, SERVICE, TOKEN_KEY};
-use machine::{Interrupt, Machine};
+use installation::{CLIENT, FILE_KEY, NEW_KEY, SERVICE, TOKEN_KEY};
+use machine::Machine;
 
-/// Names a folder with programs to test, in place of those that Cargo builds now.
-const BUILT: &str = "KEYSTEAD_BUILT";
 /// The most that `systemd-analyze security` may say of the service, in tenths: 0 is a service that can do nothing.
 const EXPOSURE: &str = "15";
 /// The keys that clients sign with, each over and over, while the server restarts; how often it does; and how many
@@ -51,20 +50,20 @@ type Check = fn(&Scene) -> Result<String>;
 /// A machine with Keystead in it.
 struct Scene {
     machine: Machine,
-    installation: Installation,
+    token: Token,
 }
 
 /// Boots a machine and checks everything in it. It needs root, and gets it by `sudo -n` where it must.
 pub(crate) fn check() -> Result<()> {
-    let binaries = binaries()?;
+    let programs = Programs::build(&["keystead", "keystead-plugin-file", "keystead-plugin-pkcs11"])?;
     if !rustix::process::geteuid().is_root() {
-        return as_root(&binaries);
+        return as_root(&programs);
     }
     let interrupt = Interrupt::listen()?;
     let start = Instant::now();
     let files = Files::create()?;
-    let installation = Installation::put_into(&files, &binaries)?;
-    let scene = Scene { machine: Machine::boot(files, interrupt)?, installation };
+    let token = installation::put_into(&files, &programs)?;
+    let scene = Scene { machine: Machine::boot(files, interrupt)?, token };
     tell("boot", "systemd runs", start);
     for (name, check) in CHECKS {
         let start = Instant::now();
@@ -74,22 +73,11 @@ pub(crate) fn check() -> Result<()> {
     scene.machine.end()
 }
 
-fn binaries() -> Result<PathBuf> {
-    if let Some(folder) = env::var_os(BUILT) {
-        return Ok(folder.into());
-    }
-    let packages =
-        ["keystead", "keystead-plugin-file", "keystead-plugin-pkcs11"].map(|name| ["--package", name]);
-    process::run(process::cargo().args(["build", "--locked"]).args(packages.concat()))?;
-    process::built()
-}
-
 /// Does the same again, but as root.
-fn as_root(binaries: &Path) -> Result<()> {
-    let own = env::current_exe().map_err(|error| Failure::new(format!("cannot tell where I am: {error}")))?;
+fn as_root(programs: &Programs) -> Result<()> {
     let mut command = Command::new("sudo");
-    command.args(["-n", "env", &format!("{BUILT}={}", binaries.display())]);
-    command.arg(own).args(["test", "systemd"]);
+    command.args(["-n", "env", &programs.variable()]);
+    command.arg(workspace::own_program()?).args(["test", "systemd"]);
     if process::succeeds("sudo", &["-n", "true"]) {
         return process::run(&mut command);
     }
@@ -243,7 +231,7 @@ fn secrets(scene: &Scene) -> Result<String> {
             "the journal has nothing of the service, so that nothing can be looked for in it",
         ));
     }
-    if [&journal, &properties].iter().any(|text| scene.installation.is_given_away_by(text)) {
+    if [&journal, &properties].iter().any(|text| scene.token.is_given_away_by(text)) {
         return Err(Failure::new(
             "the PIN of the token is in the journal, or among the service's properties",
         ));

@@ -6,7 +6,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::failure::{Failure, Result};
-use crate::process::{cargo, root, run as run_command};
+use crate::process::run as run_command;
+use crate::workspace::{cargo, root};
 use crate::{demo, licences, monitoring, page, system, systemd};
 
 /// Time that all fuzz targets share.

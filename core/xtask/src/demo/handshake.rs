@@ -6,6 +6,7 @@ use std::process::Command;
 
 use super::site::Site;
 use crate::failure::{Failure, Result};
+use crate::file;
 use crate::process::{self, line};
 
 /// One handshake: who does it, what is asked for, and what must come of it.
@@ -37,7 +38,7 @@ pub(super) struct Target<'a> {
     /// Certificate of the authority of sites.
     pub(super) authority: &'a Path,
     /// Name of that authority.
-    pub(super) authority_name: String,
+    pub(super) authority_name: &'a str,
     /// Where a client's configuration may be written.
     pub(super) folder: &'a Path,
 }
@@ -117,7 +118,7 @@ impl Handshake {
     fn curl(&self, target: &Target<'_>) -> Result<Command> {
         let configuration = target.folder.join(format!("{}.cnf", self.algorithm));
         let sections = "openssl_conf = all\n[all]\nssl_conf = ssl\n[ssl]\nsystem_default = tls\n[tls]\n";
-        super::write(&configuration, &format!("{sections}SignatureAlgorithms = {}\n", self.algorithm))?;
+        file::write(&configuration, &format!("{sections}SignatureAlgorithms = {}\n", self.algorithm))?;
         let (site, port) = (self.site.name, target.edge.port());
         let mut command = Command::new("curl");
         command.env("OPENSSL_CONF", configuration);
@@ -157,7 +158,7 @@ impl Handshake {
 
     /// What the client must say: verified, by this authority, with this version and signature; and the page.
     fn expectations(&self, target: &Target<'_>) -> Vec<String> {
-        let authority = &target.authority_name;
+        let authority = target.authority_name;
         let mut expected = match self.client {
             Client::Curl => vec![
                 "SSL connection using TLSv1.3".to_owned(),

@@ -1,27 +1,17 @@
-//! What the key server tells on its metrics port, over plain HTTP.
+//! What the key server tells on its metrics port.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::net::SocketAddr;
 
 use crate::failure::{Failure, Result};
-
-/// For a server on this machine, more than enough.
-const TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Whether the server says that it is ready.
-pub(super) fn is_ready(address: SocketAddr) -> bool {
-    get(address, "/readyz").is_ok_and(|(status, _)| status == 200)
-}
+use crate::http;
 
 /// How many requests of each opcode the server has answered.
 pub(super) fn requests(address: SocketAddr) -> Result<BTreeMap<String, u64>> {
-    let failure = |problem: &str| Failure::new(format!("http://{address}/metrics: {problem}"));
-    match get(address, "/metrics") {
-        Ok((200, text)) => Ok(parse_requests(&text)),
-        Ok((status, _)) => Err(failure(&format!("expected status 200, got {status}"))),
-        Err(error) => Err(failure(&error.to_string())),
+    let answer = http::get(address, "/metrics")?;
+    match answer.status {
+        200 => Ok(parse_requests(&answer.body)),
+        status => Err(Failure::new(format!("http://{address}/metrics: expected status 200, got {status}"))),
     }
 }
 
@@ -32,17 +22,6 @@ fn parse_requests(text: &str) -> BTreeMap<String, u64> {
         Some((opcode.to_owned(), count.trim().parse().ok()?))
     };
     text.lines().filter_map(counter).collect()
-}
-
-fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
-    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
-    status.map(|status| (status, body)).ok_or_else(|| io::Error::other("the answer is not HTTP"))
 }
 
 #[cfg(test)]

@@ -1,20 +1,21 @@
 //! The two servers of the demo: the key server, and the edge that has it sign.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use super::daemon::{Daemon, Interrupt};
 use super::handshake::{Handshake, Target};
 use super::site::Site;
 use super::story::{Notes, Story, Took};
-use super::token::{LABEL, Token};
-use super::{KEY_SERVER, Pki, metrics};
+use super::{KEY_SERVER, Pki, TOKEN, metrics};
+use crate::daemon::Daemon;
 use crate::failure::{Failure, Result};
-use crate::process;
+use crate::interrupt::Interrupt;
+use crate::token::Token;
+use crate::workspace::Programs;
+use crate::{file, http, patience, ports};
 
 /// How long the key server's counters may lag behind its answers.
 const LAG: Duration = Duration::from_secs(5);
@@ -23,6 +24,7 @@ const LAG: Duration = Duration::from_secs(5);
 pub(super) struct Setup {
     /// Where everything lies.
     pub(super) folder: PathBuf,
+    pub(super) programs: Programs,
     pub(super) token: Token,
     pub(super) pki: Pki,
     /// The directory with the plugin's library.
@@ -47,7 +49,7 @@ pub(super) struct Servers {
 impl Servers {
     /// Starts the key server, and when it is ready the edge.
     pub(super) fn start(setup: Setup, interrupt: &Interrupt, story: &mut Story) -> Result<Self> {
-        let [keys, metrics] = free_addresses()?;
+        let [keys, metrics] = ports::free_addresses()?;
         let key_server = story.step("Start the key server", |notes| {
             let daemon = start_key_server(&setup, keys, metrics, interrupt)?;
             notes.add(format!("keystead run -c {}", setup.configuration().display()));
@@ -118,7 +120,7 @@ impl Servers {
         let (pki, port) = (&self.setup.pki, self.sites.port());
         let sites = pki.sites.certificate();
         let (sites, rsa, ecdsa) = (sites.display(), Site::RSA.name, Site::ECDSA.name);
-        let keystead = self.setup.program("keystead")?;
+        let keystead = self.setup.programs.path("keystead");
         let as_the_edge = format!(
             "--server {} --server-name {KEY_SERVER} --ca {} --cert {} --key {}",
             self.keys,
@@ -149,18 +151,17 @@ impl Servers {
 
     /// The opcode that was asked for since `before`: one, and once.
     fn signed_since(&self, before: &BTreeMap<String, u64>, handshake: &Handshake) -> Result<String> {
-        let start = Instant::now();
-        loop {
+        let signatures = patience::wait_for(LAG, || {
             let signatures = new_signatures(before, &metrics::requests(self.metrics)?);
-            match signatures.as_slice() {
-                [] if start.elapsed() < LAG => thread::sleep(Duration::from_millis(20)),
-                [(opcode, 1)] if opcode.starts_with(handshake.opcode) => return Ok(opcode.clone()),
-                other => {
-                    let expected = handshake.opcode;
-                    return Err(Failure::new(format!(
-                        "the key server was to do one {expected}…, but its metrics say {other:?}"
-                    )));
-                }
+            Ok((!signatures.is_empty()).then_some(signatures))
+        })?;
+        match signatures.unwrap_or_default().as_slice() {
+            [(opcode, 1)] if opcode.starts_with(handshake.opcode) => Ok(opcode.clone()),
+            other => {
+                let expected = handshake.opcode;
+                Err(Failure::new(format!(
+                    "the key server was to do one {expected}…, but its metrics say {other:?}"
+                )))
             }
         }
     }
@@ -170,10 +171,6 @@ impl Setup {
     fn configuration(&self) -> PathBuf {
         self.folder.join("keystead.yaml")
     }
-
-    fn program(&self, name: &str) -> Result<PathBuf> {
-        process::built().map(|folder| folder.join(name))
-    }
 }
 
 fn start_key_server(
@@ -182,17 +179,17 @@ fn start_key_server(
     metrics: SocketAddr,
     interrupt: &Interrupt,
 ) -> Result<Daemon> {
-    super::write(&setup.configuration(), &configuration(setup, keys, metrics))?;
-    let mut command = Command::new(setup.program("keystead")?);
+    file::write(&setup.configuration(), &configuration(setup, keys, metrics))?;
+    let mut command = Command::new(setup.programs.path("keystead"));
     command.arg("run").arg("-c").arg(setup.configuration());
     setup.token.show_to(&mut command);
     let mut daemon = Daemon::start("key server", command, &setup.folder.join("keystead.log"))?;
-    daemon.wait_for(interrupt, "it was ready", || metrics::is_ready(metrics).then_some(()))?;
+    daemon.wait_for(interrupt, "it was ready", || http::is_ready(metrics).then_some(()))?;
     Ok(daemon)
 }
 
 fn configuration(setup: &Setup, keys: SocketAddr, metrics: SocketAddr) -> String {
-    let uri = |site: &Site| format!("    - pkcs11:token={LABEL};object={}\n", site.label);
+    let uri = |site: &Site| format!("    - pkcs11:token={TOKEN};object={}\n", site.key.label);
     let uris: String = Site::ALL.iter().map(uri).collect();
     format!(
         "listen: \"{keys}\"\n\
@@ -217,7 +214,7 @@ fn configuration(setup: &Setup, keys: SocketAddr, metrics: SocketAddr) -> String
 }
 
 fn start_edge(setup: &Setup, keys: SocketAddr, interrupt: &Interrupt) -> Result<(Daemon, SocketAddr)> {
-    let mut command = Command::new(setup.program("keystead-edge")?);
+    let mut command = Command::new(setup.programs.path("keystead-edge"));
     command.args(["--listen", "127.0.0.1:0", "--server", &keys.to_string(), "--server-name", KEY_SERVER]);
     command.arg("--ca").arg(setup.pki.machines.certificate());
     command.arg("--cert").arg(&setup.pki.edge.certificate).arg("--key").arg(&setup.pki.edge.key);
@@ -226,7 +223,7 @@ fn start_edge(setup: &Setup, keys: SocketAddr, interrupt: &Interrupt) -> Result<
     }
     let log = setup.folder.join("edge.log");
     let mut daemon = Daemon::start("edge", command, &log)?;
-    let address = || super::read(&log).ok().and_then(|log| listening(&log));
+    let address = || file::read(&log).ok().and_then(|log| listening(&log));
     let sites = daemon.wait_for(interrupt, "it listened", address)?;
     Ok((daemon, sites))
 }
@@ -235,14 +232,6 @@ fn start_edge(setup: &Setup, keys: SocketAddr, interrupt: &Interrupt) -> Result<
 fn listening(log: &str) -> Option<SocketAddr> {
     let (_, rest) = log.split_once("listening on ")?;
     rest.split_once('\n')?.0.split_whitespace().next()?.parse().ok()
-}
-
-/// Two ports that nobody listens on. Somebody could take them before the key server does, which then says so.
-fn free_addresses() -> Result<[SocketAddr; 2]> {
-    let failure = |error| Failure::new(format!("cannot find a free port: {error}"));
-    let listen = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failure);
-    let (one, other) = (listen()?, listen()?);
-    Ok([one.local_addr().map_err(failure)?, other.local_addr().map_err(failure)?])
 }
 
 /// The opcodes of signatures that were asked for meanwhile, and how often.

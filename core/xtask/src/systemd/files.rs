@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::failure::{Failure, Result};
+use crate::file;
 
 /// A machine's identity. One without counts as new, and systemd would enable whatever this system has installed.
 const MACHINE_ID: &str = "6b657973746561642d746573742d3031";
@@ -28,8 +29,6 @@ impl Access {
     pub(super) const PUBLIC: Self = Self { owner: 0, group: 0, mode: 0o644 };
     /// What everybody runs.
     pub(super) const PROGRAM: Self = Self { owner: 0, group: 0, mode: 0o755 };
-    /// What root reads.
-    pub(super) const SECRET: Self = Self { owner: 0, group: 0, mode: 0o600 };
 
     /// The owner first: changing it clears bits of the mode.
     fn apply(self, path: &Path) -> io::Result<()> {
@@ -41,10 +40,7 @@ impl Access {
 impl Files {
     /// Makes what systemd needs to boot, and no more.
     pub(super) fn create() -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("keystead-systemd-").tempdir();
-        let folder =
-            folder.map_err(|error| Failure::new(format!("cannot make a temporary folder: {error}")))?;
-        let files = Self(folder);
+        let files = Self(file::temporary_folder("systemd")?);
         for name in ["dev", "etc/systemd/system", "proc", "root", "run", "sys", "tmp", "usr", "var"] {
             make_folder(&files.root().join(name))?;
         }
@@ -68,11 +64,6 @@ impl Files {
     /// What the machine sees in `/usr` beside what this system has there.
     pub(super) fn over_usr(&self) -> PathBuf {
         self.0.path().join("usr")
-    }
-
-    /// What systemd-nspawn has said.
-    pub(super) fn console_text(&self) -> String {
-        fs::read_to_string(self.console()).unwrap_or_default()
     }
 
     /// Where systemd-nspawn writes what it has to say.

@@ -3,14 +3,13 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::failure::{Failure, Result};
+use crate::patience;
 
 /// How long processes that were killed may take to leave their group.
 const PATIENCE: Duration = Duration::from_secs(2);
-const PAUSE: Duration = Duration::from_millis(20);
 /// Where control groups are.
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -42,11 +41,9 @@ impl ControlGroups {
 
 impl Drop for ControlGroups {
     fn drop(&mut self) {
-        let start = Instant::now();
         for group in &self.0 {
-            while remove(group).is_err() && start.elapsed() < PATIENCE {
-                thread::sleep(PAUSE);
-            }
+            // What still holds processes after that time can't be removed.
+            let _ = patience::wait_for(PATIENCE, || Ok(remove(group).ok()));
         }
     }
 }

@@ -2,27 +2,20 @@
 //! network but loopback.
 
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{self, Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
-
-use rustix::process::{Pid, Signal, kill_process};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use std::process::{self, Command, Stdio};
+use std::time::Duration;
 
 use super::files::Files;
 use super::groups::{ControlGroups, is_run_by_systemd};
+use crate::daemon::Daemon;
 use crate::failure::{Failure, Result};
+use crate::interrupt::Interrupt;
+use crate::patience;
 use crate::process::last_lines;
 
 /// How long a command in the machine, or what is waited for, may take where much else is going on.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How often is looked whether something has come true.
-const PAUSE: Duration = Duration::from_millis(20);
 /// The exit status of timeout(1) when the time is over.
 const TIMED_OUT: i32 = 124;
 /// What a program in the machine finds in its environment.
@@ -31,7 +24,7 @@ const ENVIRONMENT: [&str; 2] = ["PATH=/usr/sbin:/usr/bin", "LC_ALL=C"];
 /// A machine that runs. Dropping it ends it, and leaves nothing behind.
 pub(super) struct Machine {
     name: String,
-    nspawn: Child,
+    nspawn: Daemon,
     /// Its first process, by the number that it has here.
     init: String,
     interrupt: Interrupt,
@@ -44,9 +37,10 @@ impl Machine {
     pub(super) fn boot(files: Files, interrupt: Interrupt) -> Result<Self> {
         let name = format!("keystead-test-{}", process::id());
         let groups = ControlGroups::create(&name)?;
-        let nspawn = nspawn(&name, &groups, &files)?;
+        let nspawn = Daemon::start("machine", nspawn(&name, &groups, &files), &files.console())?;
+        let pid = nspawn.id();
         let mut machine = Self { name, nspawn, init: String::new(), interrupt, groups, files };
-        machine.init = machine.wait_for_init()?;
+        machine.init = machine.nspawn.wait_for(&machine.interrupt, "systemd ran", || first_process(pid))?;
         machine.wait_for("the end of booting", || {
             // Degraded is fine: something that this system has installed doesn't like it in there.
             let state = machine.run(&["systemctl", "show", "--property=SystemState", "--value"]).ok()?;
@@ -84,17 +78,8 @@ impl Machine {
 
     /// Waits until `probe` finds something.
     pub(super) fn wait_for<T>(&self, what: &str, mut probe: impl FnMut() -> Option<T>) -> Result<T> {
-        let start = Instant::now();
-        loop {
-            self.interrupt.check()?;
-            if let Some(found) = probe() {
-                return Ok(found);
-            }
-            if start.elapsed() > PATIENCE {
-                return Err(Failure::new(format!("waited {} s in vain for {what}", PATIENCE.as_secs())));
-            }
-            thread::sleep(PAUSE);
-        }
+        let found = patience::wait_for(PATIENCE, || self.interrupt.check().map(|()| probe()))?;
+        found.ok_or_else(|| Failure::new(format!("waited {} s in vain for {what}", PATIENCE.as_secs())))
     }
 
     /// Ends the machine, and looks whether anything is left of it.
@@ -108,35 +93,6 @@ impl Machine {
         }
     }
 
-    /// Waits until systemd is the machine's first process. Until then the only child of systemd-nspawn is still on its
-    /// way into the machine, and what follows it would run here.
-    fn wait_for_init(&mut self) -> Result<String> {
-        let start = Instant::now();
-        loop {
-            self.interrupt.check()?;
-            if let Some(init) = self.init() {
-                return Ok(init);
-            }
-            if start.elapsed() > PATIENCE || !matches!(self.nspawn.try_wait(), Ok(None)) {
-                let said = last_lines(&self.files.console_text());
-                return Err(Failure::new(format!("the machine doesn't boot; systemd-nspawn said:\n{said}")));
-            }
-            thread::sleep(PAUSE);
-        }
-    }
-
-    fn init(&self) -> Option<String> {
-        let nspawn = self.nspawn.id();
-        let children = fs::read_to_string(format!("/proc/{nspawn}/task/{nspawn}/children")).ok()?;
-        let processes = |process: &str| fs::read_link(format!("/proc/{process}/ns/pid")).ok();
-        let here = processes("self");
-        let is_systemd = |child: &&str| {
-            processes(child).is_some_and(|there| Some(there) != here)
-                && Path::new(&format!("/proc/{child}/root/run/systemd/private")).exists()
-        };
-        children.split_whitespace().find(is_systemd).map(str::to_owned)
-    }
-
     /// What systemd-nspawn makes outside the machine, and doesn't remove where `/run` is on a disk.
     fn propagated(&self) -> PathBuf {
         Path::new("/run/systemd/nspawn/propagate").join(&self.name)
@@ -145,22 +101,32 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        let pid = Pid::from_child(&self.nspawn);
-        let start = Instant::now();
-        while matches!(self.nspawn.try_wait(), Ok(None)) {
-            // To systemd-nspawn, once means to shut down, and twice to end now, and tidy up all the same. Nothing is
-            // left to be done about a failure.
-            let signal = if start.elapsed() < PATIENCE { Signal::TERM } else { Signal::KILL };
-            let _ = kill_process(pid, signal);
-            thread::sleep(PAUSE);
-        }
+        // To systemd-nspawn, once means to shut down, and twice to end now, and tidy up all the same. Nothing is left
+        // to be done about a failure.
+        let ended = || match self.nspawn.has_ended() {
+            true => Ok(Some(())),
+            false => self.nspawn.terminate().map(|()| None),
+        };
+        let _ = patience::wait_for(PATIENCE, ended);
+        self.nspawn.kill();
         let _ = fs::remove_dir(self.propagated());
     }
 }
 
-fn nspawn(name: &str, groups: &ControlGroups, files: &Files) -> Result<Child> {
-    let failed = |error| Failure::new(format!("cannot start systemd-nspawn: {error}"));
-    let console = fs::File::create(files.console()).map_err(failed)?;
+/// The first process of the machine that systemd-nspawn runs, once it is systemd. Until then the only child of
+/// systemd-nspawn is still on its way into the machine, and what follows it would run here.
+fn first_process(nspawn: u32) -> Option<String> {
+    let children = fs::read_to_string(format!("/proc/{nspawn}/task/{nspawn}/children")).ok()?;
+    let processes = |process: &str| fs::read_link(format!("/proc/{process}/ns/pid")).ok();
+    let here = processes("self");
+    let is_systemd = |child: &&str| {
+        processes(child).is_some_and(|there| Some(there) != here)
+            && Path::new(&format!("/proc/{child}/root/run/systemd/private")).exists()
+    };
+    children.split_whitespace().find(is_systemd).map(str::to_owned)
+}
+
+fn nspawn(name: &str, groups: &ControlGroups, files: &Files) -> Command {
     let mut command = Command::new("sh");
     // It begins in the machine's groups, and doesn't outlive this program, however that may end.
     let enter = r#"for group in $MACHINE_GROUPS; do echo $$ >"$group/cgroup.procs" || exit; done; exec "$@""#;
@@ -175,26 +141,5 @@ fn nspawn(name: &str, groups: &ControlGroups, files: &Files) -> Result<Child> {
     command.args(["--machine", name, "--private-network", "--console=pipe"]);
     command.arg("--directory").arg(files.root());
     command.arg(format!("--overlay-ro=/usr:{}:/usr", files.over_usr().display())).arg("--boot");
-    command.stdin(Stdio::null()).stdout(console.try_clone().map_err(failed)?).stderr(console);
-    // Ctrl-C reaches only this program, which then ends the machine.
-    command.process_group(0).spawn().map_err(failed)
-}
-
-/// Ctrl-C, or SIGTERM: the first one ends the machine in order, a second one everything at once.
-pub(super) struct Interrupt(Arc<AtomicBool>);
-
-impl Interrupt {
-    pub(super) fn listen() -> Result<Self> {
-        let raised = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
-            flag::register_conditional_shutdown(signal, 130, Arc::clone(&raised))
-                .and_then(|_| flag::register(signal, Arc::clone(&raised)))
-                .map_err(|error| Failure::new(format!("cannot listen for signals: {error}")))?;
-        }
-        Ok(Self(raised))
-    }
-
-    fn check(&self) -> Result<()> {
-        if self.0.load(Ordering::Relaxed) { Err(Failure::new("interrupted")) } else { Ok(()) }
-    }
+    command
 }

@@ -1,0 +1,73 @@
+//! This workspace: where it is, its Cargo, and the programs that are built of it.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::failure::{Failure, Result};
+use crate::{file, process};
+
+/// Names a folder with programs to use, in place of those that Cargo builds now.
+const BUILT: &str = "KEYSTEAD_BUILT";
+
+/// The folder of the workspace.
+pub(crate) fn root() -> &'static Path {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.ancestors().nth(2).unwrap_or(own)
+}
+
+/// The Cargo that runs this program, in the workspace's folder.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// This very program.
+pub(crate) fn own_program() -> Result<PathBuf> {
+    env::current_exe().map_err(|error| Failure::new(format!("cannot tell where I am: {error}")))
+}
+
+/// The folder into which Cargo builds with the dev profile: where this very program is.
+pub(crate) fn built() -> Result<PathBuf> {
+    let own = own_program()?;
+    own.parent()
+        .map(Path::to_path_buf)
+        .ok_or_else(|| Failure::new(format!("{} is in no folder", own.display())))
+}
+
+/// Programs and plugins of this workspace, in one folder.
+pub(crate) struct Programs(PathBuf);
+
+impl Programs {
+    /// Builds packages, unless the environment names a folder where this has been done.
+    pub(crate) fn build(packages: &[&str]) -> Result<Self> {
+        if let Some(folder) = env::var_os(BUILT) {
+            return Ok(Self(folder.into()));
+        }
+        let packages = packages.iter().flat_map(|package| ["--package", package]);
+        process::run(cargo().args(["build", "--locked"]).args(packages))?;
+        built().map(Self)
+    }
+
+    /// What has another run of this program use the same, as `env` takes it.
+    pub(crate) fn variable(&self) -> String {
+        format!("{BUILT}={}", self.0.display())
+    }
+
+    /// Where a program is.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Copies a plugin into a folder, and gives where it is then.
+    pub(crate) fn install_plugin(&self, name: &str, folder: &Path) -> Result<PathBuf> {
+        let library = format!("libkeystead_plugin_{name}.so");
+        let (from, to) = (self.path(&library), folder.join(&library));
+        fs::copy(&from, &to).map_err(|error| Failure::file("copy", &from, &error))?;
+        // The key server loads no code that others could have written.
+        file::set_mode(&to, 0o644)?;
+        Ok(to)
+    }
+}
