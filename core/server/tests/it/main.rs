@@ -12,4 +12,5 @@ mod reloading;
 mod secrets;
 mod stopping;
 mod tls;
+mod token;
 mod world;
