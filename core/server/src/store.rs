@@ -212,12 +212,10 @@ impl ManagedStore {
         }
         let outcome = call.await;
         match &outcome {
-            Ok(_) => {
-                self.failures.succeeded();
-                if self.suspect_until.load(Ordering::Relaxed) != 0 {
-                    self.suspect_until.store(0, Ordering::Relaxed);
-                }
+            Ok(_) if self.suspect_until.load(Ordering::Relaxed) != 0 => {
+                self.suspect_until.store(0, Ordering::Relaxed);
             }
+            Ok(_) => {}
             Err(failure) => self.failed(failure),
         }
         outcome
@@ -231,6 +229,9 @@ impl ManagedStore {
     ) -> Result<T, Failure> {
         let started = Instant::now();
         let outcome = self.ask(call).await;
+        if outcome.is_ok() {
+            self.failures.succeeded();
+        }
         self.figures.note(
             algorithm,
             outcome.as_ref().map(drop).map_err(|failure| failure.class),
@@ -266,9 +267,12 @@ impl ManagedStore {
         self.refused.get().cloned()
     }
 
-    /// Notes that it serves.
+    /// Notes that it answers for its health or lists its keys. Where it was down, that ends the outage; where it was up
+    /// all along while requests fail, only a request that succeeds does.
     pub(crate) fn recovered(&self) {
-        self.failures.end();
+        if !self.is_up() {
+            self.failures.end();
+        }
         self.set(State::Up);
     }
 

@@ -9,6 +9,7 @@ mod exchanges;
 mod matrix;
 mod migration;
 mod reloading;
+mod outages;
 mod secrets;
 mod stopping;
 mod tls;

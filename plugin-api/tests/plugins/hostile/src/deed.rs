@@ -38,6 +38,8 @@ pub(crate) enum Deed {
     Slow(u64),
     /// Fails with the class of this number.
     Fail(u32),
+    /// Fails as a broken device does, for as long as there is a file.
+    BrokenWhile(PathBuf),
     /// Fails with 10 MB of text, and logs as much.
     Shout,
     /// Says that the keys have changed. Of `health`.
@@ -67,6 +69,10 @@ impl Deed {
                 Ok(())
             }
             Self::Fail(code) => Err(Error::new(Code::from_number(*code), "as the test wants it")),
+            Self::BrokenWhile(file) if file.exists() => {
+                Err(Error::new(Code::Unavailable, "signing with `key`: C_Sign failed")
+                    .with_vendor("CKR_DEVICE_ERROR", 0x30))
+            }
             Self::Shout => {
                 tracing::error!(field = LONG_TEXT.repeat(1000), "{}", LONG_TEXT.repeat(1000));
                 Err(Error::new(Code::Unavailable, LONG_TEXT.repeat(1000)).with_vendor(LONG_TEXT, 1))
