@@ -48,7 +48,7 @@ fn main() {
     };
     let files = Files::new();
     let server = Server::with_keys(&files, "");
-    println!("resident memory at start: {:.1} MiB", resident(server.pid()));
+    println!("resident memory at start: {:.1} MiB", server.memory() as f64 / f64::from(1 << 20));
     println!(
         "{:10} {:>10} {:>14} {:>12} {:>7} {:>9} {:>9}",
         "key", "ops/s", "server µs/op", "bare µs/op", "ratio", "p50 µs", "p99 µs"
@@ -66,7 +66,7 @@ fn main() {
             load.percentile(99),
         );
     }
-    println!("resident memory at end: {:.1} MiB", resident(server.pid()));
+    println!("resident memory at end: {:.1} MiB", server.memory() as f64 / f64::from(1 << 20));
 }
 
 /// What a load came to.
@@ -165,11 +165,4 @@ fn cpu(pid: u32) -> Duration {
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
     Duration::from_millis(ticks * 10)
-}
-
-/// Resident memory of a process, MiB.
-fn resident(pid: u32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
 }

@@ -349,6 +349,19 @@ impl Server {
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
+
+    /// Resident memory of the process, in bytes.
+    pub(crate) fn memory(&self) -> usize {
+        self.figure("VmRSS") << 10
+    }
+
+    /// A figure of the process, as its `status` in proc(5) has it: memory in KiB.
+    pub(crate) fn figure(&self, name: &str) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let mut fields = status.lines().filter_map(|line| line.split_once(':'));
+        let (_, figure) = fields.find(|(field, _)| *field == name).unwrap();
+        figure.split_whitespace().next().unwrap().parse().unwrap()
+    }
 }
 
 impl Drop for Server {
