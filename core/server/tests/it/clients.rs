@@ -9,6 +9,7 @@ use std::{
 };
 
 use keystead_protocol::{ErrorCode, Opcode, Ski};
+use rcgen::ExtendedKeyUsagePurpose;
 use rustls::{
     ClientConfig, ProtocolVersion, RootCertStore,
     crypto::aws_lc_rs,
@@ -106,8 +107,10 @@ fn a_client_that_never_reads_is_closed_and_takes_bounded_memory() {
         assert!(sent < 1 << 30, "the server reads on and on");
     }
     assert!(started.elapsed() < PATIENCE, "the client was not closed");
-    assert!(server.memory() < before + (64 << 20), "a client that doesn't read takes the server's memory");
+    let peak = server.figure("VmHWM") << 10;
+    assert!(peak < before + (64 << 20), "a client that doesn't read takes the server's memory");
     server.wait_for_metric("keyless_failed_connection 1");
+    server.wait_for_metric("keystead_connections_closed_total{reason=\"write_timeout\"} 1");
 }
 
 #[test]
@@ -129,6 +132,7 @@ fn a_malformed_frame_and_garbage_do_not_cost_a_client_its_answers() {
     }
     assert_eq!(refused, [(10, ErrorCode::FORMAT)]);
     assert_eq!(client.receive(), None);
+    server.wait_for_metric("keystead_connections_closed_total{reason=\"malformed\"} 1");
 }
 
 #[test]
@@ -144,6 +148,7 @@ fn a_client_that_sends_a_byte_a_second_is_closed() {
         thread::sleep(Duration::from_millis(300));
     }
     assert!(started.elapsed() < Duration::from_secs(20), "one frame kept it for {:?}", started.elapsed());
+    server.wait_for_metric("keystead_connections_closed_total{reason=\"frame_timeout\"} 1");
 }
 
 #[test]
@@ -158,18 +163,51 @@ fn an_idle_client_is_closed_and_a_busy_one_is_not() {
         thread::sleep(Duration::from_millis(100));
     }
     assert_eq!(idle.receive(), None);
+    drop(idle);
+    server.wait_for_metric("keystead_connections_closed_total{reason=\"idle\"} 1");
 }
 
 #[test]
 fn a_handshake_that_is_never_finished_is_closed() {
     let files = Files::new();
     let server = Server::with_keys(&files, "limits: {handshake_timeout: 1s}\n");
-    let mut socket = TcpStream::connect(server.address).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket.write_all(&[0x16, 3, 1, 2, 0]).unwrap(); // the head of a record whose body never comes
+    let mut socket = half_open(&server);
     let mut rest = Vec::new();
     let _ = socket.read_to_end(&mut rest); // ends at a close or a reset; PATIENCE would make it an error too
     server.wait_for_metric("keyless_failed_connection 1");
+    server.wait_for_metric("keystead_tls_handshake_failures_total{reason=\"timeout\"} 1");
+}
+
+/// A connection that says the head of a record, whose body never comes.
+fn half_open(server: &Server) -> TcpStream {
+    let mut socket = TcpStream::connect(server.address).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.write_all(&[0x16, 3, 1, 2, 0]).unwrap();
+    socket
+}
+
+#[test]
+fn of_too_many_handshakes_the_oldest_makes_room() {
+    let files = Files::new();
+    let server = Server::with_keys(&files, "limits: {handshakes: 2}\n");
+    let mut silent = Vec::new();
+    for going_on in 1..=2 {
+        silent.push(half_open(&server));
+        wait_for_handshakes(&server, going_on); // one after the other, so that the first is the oldest
+    }
+    assert!(is_served(&mut Client::connect(&files, &server)));
+    server.wait_for_metric("keystead_shed_total{where=\"handshakes\"} 1");
+    let _ = silent[0].read_to_end(&mut Vec::new()); // ends at a close or a reset
+    wait_for_handshakes(&server, 1); // the second goes on
+    server.wait_for("make room for a newer one");
+}
+
+fn wait_for_handshakes(server: &Server, count: u64) {
+    let end = Instant::now() + PATIENCE;
+    while server.status()["connections"]["handshakes"] != count {
+        assert!(Instant::now() < end, "never {count} handshakes:\n{}", server.status());
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]
@@ -179,10 +217,48 @@ fn more_connections_than_allowed_wait_for_a_place() {
     let first = Client::connect(&files, &server);
     let (tls, address) = (files.client_tls(&[&TLS13]), server.address);
     let second = thread::spawn(move || Client::connect_with(tls, address).unwrap());
-    thread::sleep(Duration::from_millis(300));
+    server.wait_for_metric("keystead_backpressure_total{where=\"connections\"} 1");
     assert!(!second.is_finished(), "the place is taken");
     drop(first);
     second.join().unwrap();
+}
+
+#[test]
+fn a_certificate_has_no_more_connections_than_allowed_and_takes_none_from_another() {
+    let files = Files::new();
+    files.issue("other", 3, ExtendedKeyUsagePurpose::ClientAuth);
+    let server = Server::with_keys(&files, "limits: {connections_per_peer: 1}\n");
+    let mut first = Client::connect(&files, &server);
+    assert!(is_served(&mut first));
+    for _ in 0..3 {
+        // In TLS 1.3 a client is done before the server has seen its certificate.
+        let refused = Client::connect_with(files.client_tls(&[&TLS13]), server.address);
+        assert!(refused.is_ok_and(|mut client| client.receive().is_none()));
+    }
+    let other = files.client_tls_as("other", &[&TLS13]);
+    let mut other = Client::connect_with(other, server.address).unwrap();
+    assert!(is_served(&mut other) && is_served(&mut first));
+    server.wait_for_metric("keystead_shed_total{where=\"peer\"} 3");
+    server.wait_for_metric("keystead_tls_handshake_failures_total{reason=\"peer\"} 3");
+    server.wait_for("a client is refused");
+    let log = server.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("a client is refused")).collect();
+    assert!(matches!(lines[..], [line] if line.contains("`limits.connections_per_peer`")), "{log}");
+}
+
+fn is_served(client: &mut Client) -> bool {
+    client.ask(skis()["p256"], Opcode::ECDSA_SIGN_SHA256, &[1; 32]).is_ok()
+}
+
+#[test]
+fn requests_beyond_the_limit_of_a_connection_wait_for_an_answer_to_leave() {
+    let files = Files::new();
+    let server = Server::with_keys(&files, "limits: {in_flight: 1}\n");
+    let mut client = Client::connect(&files, &server);
+    client.send(&[ping(1, b"first"), ping(2, b"second")].concat());
+    assert_eq!(client.answer(), (1, Ok(b"first".to_vec())));
+    assert_eq!(client.answer(), (2, Ok(b"second".to_vec())));
+    server.wait_for_metric("keystead_backpressure_total{where=\"requests\"} 1");
 }
 
 #[test]
