@@ -151,11 +151,12 @@ impl Listener {
         stop: &watch::Receiver<bool>,
         connections: &mut JoinSet<()>,
     ) {
-        let mut pause = BACK_OFF.0;
+        let (mut pause, mut told) = (BACK_OFF.0, false);
         loop {
             match socket.accept().await {
                 Ok((stream, address)) => {
-                    if std::mem::replace(&mut pause, BACK_OFF.0) != BACK_OFF.0 {
+                    pause = BACK_OFF.0;
+                    if std::mem::take(&mut told) {
                         tracing::info!("connections are accepted again");
                     }
                     self.place().await;
@@ -169,6 +170,7 @@ impl Listener {
                 Err(error) => {
                     self.metrics.accept_failed();
                     if self.said.unaccepted.due().is_some() {
+                        told = true;
                         tracing::warn!(%error, "connections can't be accepted; {}", cure(&error));
                     }
                     sleep(pause).await;
