@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     io::{Read, Write},
     net::TcpStream,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -248,6 +249,34 @@ fn a_certificate_has_no_more_connections_than_allowed_and_takes_none_from_anothe
 
 fn is_served(client: &mut Client) -> bool {
     client.ask(skis()["p256"], Opcode::ECDSA_SIGN_SHA256, &[1; 32]).is_ok()
+}
+
+#[test]
+fn out_of_descriptors_it_says_so_once_serves_on_and_accepts_again_when_there_are_some() {
+    let files = Files::new();
+    let config = files.config(&format!("private_key_stores: [{{dir: {}}}]\n", files.path("keys").display()));
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 64; exec \"$0\" run -c \"$1\"", env!("CARGO_BIN_EXE_keystead")]);
+    command.arg(config);
+    let server = Server::spawn(command);
+    server.wait_until_ready();
+    let mut first = Client::connect(&files, &server);
+    let silent: Vec<TcpStream> = (0..100).map(|_| half_open(&server)).collect();
+    server.wait_for("connections can't be accepted");
+    for _ in 0..50 {
+        assert!(is_served(&mut first)); // while accepting is tried again and again
+        thread::sleep(Duration::from_millis(10));
+    }
+    drop(silent);
+    server.wait_for("connections are accepted again");
+    assert!(is_served(&mut Client::connect(&files, &server)) && is_served(&mut first));
+    let (_, metrics) = server.get("/metrics"); // whose port had no descriptor meanwhile
+    let failures = metrics.lines().find_map(|line| line.strip_prefix("keystead_accept_failures_total "));
+    assert!(failures.unwrap().parse::<u32>().unwrap() > 1, "{metrics}");
+    let cure = "file descriptors ran out: raise LimitNOFILE= of the unit, or lower `limits.connections`";
+    let log = server.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("accepted")).collect();
+    assert!(matches!(lines[..], [failing, _again] if failing.contains(cure)), "{log}");
 }
 
 #[test]
