@@ -142,9 +142,10 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// Makes text of a plugin fit for a log: one line of at most `max` bytes and an ellipsis, with nothing that steers a
+/// Makes text of a stranger fit for a log: one line of at most `max` bytes and an ellipsis, with nothing that steers a
 /// terminal or the order of the text.
-pub(crate) fn tame(text: &[u8], max: usize) -> String {
+#[must_use]
+pub fn tame(text: &[u8], max: usize) -> String {
     let part = text.get(..max).unwrap_or(text);
     let mut tamed = String::with_capacity(part.len());
     for character in String::from_utf8_lossy(part).chars() {

@@ -31,7 +31,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
-pub use failure::{Class, Failure};
+pub use failure::{Class, Failure, tame};
 pub use instance::{Description, Finding};
 pub use keystead_plugin_api::{Algorithm, CallClass, Input, Isolation, Severity, Vendor, algorithm::Family};
 pub use search::{Found, search_path};

@@ -498,6 +498,12 @@ impl Key {
             && (algorithms, class) == (&other.algorithms, &other.class)
     }
 
+    /// What the plugin calls it; unique within a listing.
+    #[must_use]
+    pub fn id(&self) -> &[u8] {
+        &self.id
+    }
+
     /// DER SubjectPublicKeyInfo.
     #[must_use]
     pub fn spki(&self) -> &[u8] {

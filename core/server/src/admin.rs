@@ -12,7 +12,10 @@ use std::{
     fs, io,
     os::{
         fd::AsFd,
-        unix::{fs::FileTypeExt, net::UnixStream as Blocking},
+        unix::{
+            fs::{FileTypeExt, MetadataExt},
+            net::UnixStream as Blocking,
+        },
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -47,8 +50,8 @@ const BACKLOG: u32 = 16;
 pub(crate) struct Socket {
     listener: UnixListener,
     path: PathBuf,
-    /// Whether the file is ours to remove.
-    owned: bool,
+    /// The file, by device and inode, where it is ours to remove.
+    file: Option<(u64, u64)>,
 }
 
 impl Socket {
@@ -61,10 +64,10 @@ impl Socket {
         let Some(AdminSocket { path, named, .. }) = configured else { return Ok(None) };
         if let Some(listener) = inherited.pop() {
             let listener = UnixListener::from_std(listener)?;
-            return Ok(Some(Self { listener, path: path.clone(), owned: false }));
+            return Ok(Some(Self { listener, path: path.clone(), file: None }));
         }
         match Self::bind(path) {
-            Ok(listener) => Ok(Some(Self { listener, path: path.clone(), owned: true })),
+            Ok(listener) => Ok(Some(Self { listener, path: path.clone(), file: identity(path) })),
             Err(error) if *named => Err(io::Error::new(error.kind(), said(path, &error))),
             Err(error) => {
                 tracing::info!(
@@ -118,8 +121,9 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        if self.owned {
-            let _ = fs::remove_file(&self.path); // it may be gone already
+        // Another server may have put its own there meanwhile.
+        if self.file.is_some() && self.file == identity(&self.path) {
+            let _ = fs::remove_file(&self.path);
         }
     }
 }
@@ -131,6 +135,10 @@ fn said(path: &Path, error: &io::Error) -> String {
         _ => error.to_string(),
     };
     format!("no admin socket {}: {what}", path.display())
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 /// Whether a socket's file has nobody behind it.

@@ -36,8 +36,10 @@ const KEPT: usize = 64 << 10;
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u64 = 16 << 20;
 
-/// How long a connection that was told to end may go on bringing requests that are there already.
+/// How long a connection that was told to end may go on bringing requests, and how long it is waited for the next: what
+/// was sent before the client could know is on its way.
 const LAST_READS: Duration = Duration::from_secs(1);
+const LAST_READ: Duration = Duration::from_millis(50);
 
 /// Fewer requests than this at once are not worth another worker's wake-up.
 const SHARE: usize = 4;
@@ -260,8 +262,8 @@ impl<S: AsyncRead + Send> Reader<'_, S> {
         let until = Instant::now() + LAST_READS;
         while Instant::now() < until {
             self.buffer.reserve(READ);
-            match poll_immediate(pin!(self.input.read_buf(&mut self.buffer))).await {
-                Some(Ok(read)) if read > 0 => {}
+            match timeout(LAST_READ, self.input.read_buf(&mut self.buffer)).await {
+                Ok(Ok(read)) if read > 0 => {}
                 _ => break,
             }
             if let Some(end) = self.take().await {

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -14,15 +15,12 @@ use keystead_plugin_host::Host;
 use tokio::{sync::watch, time::sleep};
 
 use crate::{
-    config::{self, Config, Level},
+    config::{self, AdminSocket, Config, Level, LogFormat},
     failures::Cause,
     listener::Listener,
     metrics::Metrics,
     service::Service,
-    status::{
-        self, Certificate, Configuration, Failed, KeyStatus, LastReload, Phase, Status, StoreState,
-        VendorCode,
-    },
+    status::{self, Configuration, Failed, KeyStatus, LastReload, Phase, Status, StoreState, VendorCode},
     stores::Stores,
     telemetry::Verbosity,
     tls::Identity,
@@ -37,8 +35,8 @@ pub type Loader = Box<dyn Fn() -> Result<Config, config::Error> + Send + Sync>;
 /// A server that runs.
 pub struct Daemon {
     pub(crate) load: Loader,
-    /// The configuration that the server started with: what can't be changed while it runs.
-    pub(crate) first: Config,
+    /// What can't be changed while it runs.
+    pub(crate) fixed: Fixed,
     pub(crate) config: Arc<ArcSwap<Config>>,
     pub(crate) identity: Arc<ArcSwap<Identity>>,
     pub(crate) host: Arc<Host>,
@@ -50,6 +48,8 @@ pub struct Daemon {
     pub(crate) addresses: Vec<SocketAddr>,
     /// One reload at a time.
     pub(crate) reloading: tokio::sync::Mutex<()>,
+    /// One look at everything at a time: it takes a moment, and anybody may ask for it.
+    pub(crate) looking: tokio::sync::Mutex<()>,
     generation: Mutex<Generation>,
     started: (SystemTime, Instant),
     /// Tells the listener to take no more connections and to end those that there are.
@@ -71,6 +71,30 @@ pub(crate) struct Parts {
     pub(crate) addresses: Vec<SocketAddr>,
 }
 
+/// What a configuration says that only a start takes in.
+#[derive(PartialEq)]
+pub(crate) struct Fixed {
+    pub(crate) file: Option<PathBuf>,
+    pub(crate) listen: Vec<SocketAddr>,
+    pub(crate) metrics: Option<Vec<SocketAddr>>,
+    pub(crate) admin_socket: Option<AdminSocket>,
+    pub(crate) pid_file: Option<PathBuf>,
+    pub(crate) log_format: LogFormat,
+}
+
+impl Fixed {
+    pub(crate) fn of(config: &Config) -> Self {
+        Self {
+            file: config.file.clone(),
+            listen: config.listen.clone(),
+            metrics: config.metrics.clone(),
+            admin_socket: config.admin_socket.clone(),
+            pid_file: config.pid_file.clone(),
+            log_format: config.log.format,
+        }
+    }
+}
+
 /// Which configuration is in force.
 struct Generation {
     number: u64,
@@ -84,7 +108,7 @@ impl Daemon {
             parts;
         Arc::new(Self {
             load,
-            first: Config::clone(&config.load()),
+            fixed: Fixed::of(&config.load()),
             config,
             identity,
             host,
@@ -95,6 +119,7 @@ impl Daemon {
             verbosity,
             addresses,
             reloading: tokio::sync::Mutex::default(),
+            looking: tokio::sync::Mutex::default(),
             generation: Mutex::new(Generation { number: 1, loaded: SystemTime::now(), last: None }),
             started: (SystemTime::now(), Instant::now()),
             stop: watch::Sender::new(false),
@@ -119,7 +144,7 @@ impl Daemon {
             configuration: self.configuration(),
             listeners: self.addresses.iter().map(ToString::to_string).collect(),
             connections: self.connections(),
-            certificates: self.certificates(),
+            certificates: self.identity.load().certificates().to_vec(),
             stores,
             plugins: self.stores.plugins(),
             failures: self.failures(),
@@ -135,12 +160,12 @@ impl Daemon {
     /// How it is, in one line.
     #[must_use]
     pub fn summary(&self) -> String {
-        let stores = self.stores.status();
-        let ill: Vec<_> = stores.iter().filter(|store| store.state != StoreState::Up).collect();
-        let keys: u64 = stores.iter().map(|store| store.keys).sum();
+        let stores = self.stores.overview();
+        let keys: usize = stores.iter().map(|(_, _, keys)| keys).sum();
+        let ill = stores.iter().filter(|(_, state, _)| *state != StoreState::Up);
         let mut line = format!("{}: {keys} keys of {} stores", self.phase().name(), stores.len());
-        for store in ill.iter().take(4) {
-            line.push_str(&format!("; {} {}", store.name, store.state.name()));
+        for (name, state, _) in ill.take(4) {
+            line.push_str(&format!("; {name} {}", state.name()));
         }
         line
     }
@@ -169,8 +194,8 @@ impl Daemon {
         self.stop.send_replace(true);
         let until = Instant::now() + self.config.load().limits.grace;
         loop {
-            let (open, _) = self.listener.counts();
-            if open == 0 || Instant::now() >= until {
+            let (open, handshakes) = self.listener.counts();
+            if open + handshakes == 0 || Instant::now() >= until {
                 tracing::info!(open, "drained; stop the server, or start it again to serve");
                 return open;
             }
@@ -235,19 +260,6 @@ impl Daemon {
             limit: self.config.load().limits.connections as u64,
             ..self.listener.peers.status()
         }
-    }
-
-    fn certificates(&self) -> Vec<Certificate> {
-        let identity = self.identity.load();
-        let certificate = |expiry: &crate::tls::Expiry| Certificate {
-            file: expiry.source.clone(),
-            name: expiry.common_name.clone(),
-            role: if expiry.ca { "client_ca" } else { "server" }.to_owned(),
-            expires: u64::try_from(expiry.expires).unwrap_or_default(),
-            serial: expiry.serial.clone(),
-            hostnames: expiry.hostnames.clone(),
-        };
-        identity.expiries().iter().map(certificate).collect()
     }
 
     fn failures(&self) -> Vec<Failed> {

@@ -95,8 +95,9 @@ impl Failures {
     /// Notes that a call succeeded. Costs nothing unless the one before failed.
     pub(crate) fn succeeded(&self) {
         if self.failing.load(Ordering::Relaxed) {
+            let mut known = self.lock();
             self.failing.store(false, Ordering::Relaxed);
-            if let Some(outage) = &mut self.lock().outage {
+            if let Some(outage) = &mut known.outage {
                 outage.succeeded.get_or_insert_with(Instant::now);
             }
         }
@@ -115,37 +116,34 @@ impl Failures {
     /// Tells the counts of what goes on, and what is over. To be called every [`EVERY`].
     pub(crate) fn tell(&self) {
         for news in self.news(Instant::now()) {
-            let store = &self.origin;
             match news {
                 News::Again { failure, count } => {
-                    let class = failure.class.name();
+                    let (store, class) = (&self.origin, failure.class.name());
                     tracing::warn!(store, class, count, "{count} more failed within {EVERY:?}: {failure}");
                 }
-                News::Over { failure, failed, length } => {
-                    let outage = format!("{length:.1?}");
-                    tracing::info!(
-                        store,
-                        outage,
-                        failed,
-                        "the store is back after {outage}; it was: {failure}"
-                    );
-                }
+                News::Over { failure, failed, length } => self.over(&failure, failed, length),
             }
         }
     }
 
+    fn over(&self, failure: &Failure, failed: u64, length: Duration) {
+        let outage = format!("{length:.1?}");
+        tracing::info!(
+            store = self.origin,
+            outage,
+            failed,
+            "the store is back after {outage}; it was: {failure}"
+        );
+    }
+
     /// Ends an outage at once: the backend has been asked, and is well.
     pub(crate) fn end(&self) {
+        let mut known = self.lock();
         self.failing.store(false, Ordering::Relaxed);
-        let over = self.lock().outage.take();
+        let over = known.outage.take();
+        drop(known);
         if let Some(Outage { began, failed, failure, .. }) = over {
-            let outage = format!("{:.1?}", began.elapsed());
-            tracing::info!(
-                store = self.origin,
-                outage,
-                failed,
-                "the store is back after {outage}; it was: {failure}"
-            );
+            self.over(&failure, failed, began.elapsed());
         }
     }
 

@@ -19,7 +19,7 @@ const MINUTE: usize = 6;
 /// Samples of a store's figures.
 pub(crate) struct History {
     samples: VecDeque<Sample>,
-    /// The figures when each sample of the last minute ended, and the one before, oldest first.
+    /// The figures when each sample of the last minute ended, oldest first.
     counts: VecDeque<Count>,
     last: Instant,
 }

@@ -67,7 +67,7 @@ impl Pages {
                 Ok((stream, _)) => {
                     let pages = Arc::clone(&self);
                     tokio::spawn(async move {
-                        let page = |request| std::future::ready(pages.page(&request));
+                        let page = |request| Arc::clone(&pages).page(request);
                         converse(stream, LIFETIME, page).await;
                         drop(place);
                     });
@@ -77,11 +77,12 @@ impl Pages {
         }
     }
 
-    fn page(&self, request: &Request<Incoming>) -> Answer {
+    async fn page(self: Arc<Self>, request: Request<Incoming>) -> Answer {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
         }
         let shown = self.daemon.shows_page();
+        let _alone = self.daemon.looking.lock().await;
         match request.uri().path() {
             "/metrics" => typed(prometheus::TEXT_FORMAT, self.daemon.metrics.render(&self.daemon.status())),
             "/healthz" => text(StatusCode::OK, "ok\n"),

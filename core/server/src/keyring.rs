@@ -28,6 +28,7 @@ pub struct Keyring {
 pub struct Holder {
     store: Arc<ManagedStore>,
     key: Arc<Key>,
+    ski: Option<Ski>,
     proof: Arc<Trial>,
 }
 
@@ -58,7 +59,7 @@ impl Keyring {
         let mut by_ski: HashMap<Ski, Vec<Holder>> = HashMap::new();
         let mut by_digest = HashMap::new();
         for holder in holders {
-            let Ok(ski) = Ski::from_spki(holder.key.spki()) else { continue };
+            let Some(ski) = holder.ski else { continue };
             if let Ok(Some(digest)) = Digest::from_spki(holder.key.spki()) {
                 by_digest.insert(digest, ski);
             }
@@ -88,7 +89,8 @@ impl Holder {
     /// A key of a store.
     #[must_use]
     pub fn new(store: Arc<ManagedStore>, key: Arc<Key>) -> Self {
-        Self { store, key, proof: Arc::default() }
+        let ski = Ski::from_spki(key.spki()).ok();
+        Self { store, key, ski, proof: Arc::default() }
     }
 
     /// The store.

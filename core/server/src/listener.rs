@@ -129,7 +129,7 @@ impl Listener {
         for socket in sockets {
             accepting.spawn(Arc::clone(&self).listen(socket, stop.clone()));
         }
-        accepting.join_all().await;
+        while accepting.join_next().await.is_some() {}
     }
 
     async fn listen(self: Arc<Self>, socket: TcpListener, mut stop: watch::Receiver<bool>) {
@@ -140,7 +140,7 @@ impl Listener {
             _ = stop.wait_for(|stop| *stop) => {}
             () = self.accept(socket, &stopping, &mut connections) => {}
         }
-        connections.join_all().await;
+        while connections.join_next().await.is_some() {} // one that panicked doesn't end the others
     }
 
     /// Accepts until it is dropped; the socket closes with it, so that clients go elsewhere while connections end.
@@ -187,6 +187,7 @@ impl Listener {
             return;
         }
         self.metrics.backpressure(Waiting::Connections);
+        self.handshakes.evict(); // who has said nothing yet keeps nobody out
         if let Some(times) = self.said.full.due() {
             let limit = limit();
             tracing::warn!(
@@ -441,7 +442,13 @@ impl Handshakes {
         if going_on.len() > limit {
             going_on.pop_first(); // whose receiver resolves with that
         }
+        drop(going_on);
         (GoingOn { handshakes: self, number }, evicted)
+    }
+
+    /// Has the oldest make room.
+    fn evict(&self) {
+        self.lock().pop_first();
     }
 
     fn count(&self) -> usize {

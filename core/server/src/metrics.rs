@@ -458,7 +458,7 @@ impl Count {
         let (mut bound, mut below) = (0.0, 0_u64);
         for (upper, answers) in BUCKETS.into_iter().zip(self.answers) {
             if answers as f64 >= wanted {
-                let within = (answers - below) as f64;
+                let within = answers.saturating_sub(below) as f64;
                 let part = if within > 0.0 { (wanted - below as f64) / within } else { 1.0 };
                 return Some(Duration::from_secs_f64(bound + (upper - bound) * part));
             }

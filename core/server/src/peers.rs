@@ -25,7 +25,7 @@ pub struct Peers {
 
 struct Entry {
     peer: Arc<Peer>,
-    chain: Vec<CertificateDer<'static>>,
+    chain: Arc<[CertificateDer<'static>]>,
     connections: usize,
     dismissed: watch::Sender<bool>,
 }
@@ -49,7 +49,7 @@ impl Peers {
         let mut peers = self.lock();
         let entry = peers.entry(peer.fingerprint).or_insert_with(|| Entry {
             peer: Arc::new(peer),
-            chain,
+            chain: chain.into(),
             connections: 0,
             dismissed: watch::Sender::new(false),
         });
@@ -69,17 +69,22 @@ impl Peers {
         &self,
         trust: impl Fn(&[CertificateDer<'_>]) -> Result<(), rustls::Error>,
     ) -> Vec<(Arc<Peer>, rustls::Error)> {
-        let mut dismissed = Vec::new();
-        // What a dismissed peer still has open goes by its old entry; if it is trusted again one day, by a new one.
-        self.lock().retain(|_, entry| match trust(&entry.chain) {
-            Ok(()) => true,
-            Err(why) => {
-                entry.dismissed.send_replace(true);
-                dismissed.push((Arc::clone(&entry.peer), why));
-                false
+        // Verified without the lock, for which every connection that begins or ends would wait.
+        let known: Vec<_> =
+            self.lock().values().map(|entry| (Arc::clone(&entry.peer), Arc::clone(&entry.chain))).collect();
+        let refused = known.into_iter().filter_map(|(peer, chain)| Some((peer, trust(&chain).err()?)));
+        let refused: Vec<_> = refused.collect();
+        let mut peers = self.lock();
+        for (peer, _) in &refused {
+            // What a dismissed peer still has open goes by its old entry; if it is trusted again one day, by a new one.
+            let same = |entry: &mut Entry| Arc::ptr_eq(&entry.peer, peer);
+            if let Some(entry) =
+                peers.get_mut(&peer.fingerprint).is_some_and(same).then(|| peers.remove(&peer.fingerprint))
+            {
+                entry.inspect(|entry| _ = entry.dismissed.send_replace(true));
             }
-        });
-        dismissed
+        }
+        refused
     }
 
     /// Who is connected, those with the most connections first.

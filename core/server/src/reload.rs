@@ -2,24 +2,29 @@
 //! at once. Whatever is wrong leaves everything as it was.
 
 use std::{
+    collections::BTreeMap,
     fs,
-    hash::{DefaultHasher, Hash, Hasher},
     os::unix::fs::MetadataExt,
+    panic::AssertUnwindSafe,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use tokio::{task::spawn_blocking, time::sleep};
 
 use crate::{
     config::{Config, SecretSource},
-    daemon::Daemon,
+    daemon::{Daemon, Fixed},
     server::{expires_soon, plugin_settings},
     stores::Change,
     systemd,
     tls::Identity,
 };
+
+/// How many clients that have to go are named in the log.
+const NAMED: usize = 10;
 
 /// How often is looked whether files should be looked at, while they shouldn't.
 const UNWATCHED: Duration = Duration::from_secs(5);
@@ -33,12 +38,9 @@ const LISTINGS: Duration = Duration::from_secs(10);
 pub struct Reloaded {
     /// The generation that is in force now.
     pub generation: u64,
-    /// Stores that are new.
-    pub added: Vec<String>,
-    /// Stores that were opened anew.
-    pub changed: Vec<String>,
-    /// Stores that are no more.
-    pub removed: Vec<String>,
+    /// What became of the stores.
+    #[serde(flatten)]
+    pub stores: Change,
     /// Whether certificates, authorities, revocation list or TLS settings are others.
     pub tls: bool,
     /// What the operator should know.
@@ -56,12 +58,14 @@ impl Daemon {
         let reload = tokio::spawn(async move {
             let _alone = daemon.reloading.lock().await;
             systemd::reloading();
-            let outcome = daemon.take_anew().await;
+            let outcome = AssertUnwindSafe(daemon.take_anew()).catch_unwind().await;
+            let outcome =
+                outcome.unwrap_or_else(|_| Err("it panicked; that is a defect, please report it".to_owned()));
             let outcome = daemon.conclude(outcome);
             systemd::ready(&daemon.summary());
             outcome
         });
-        reload.await.unwrap_or_else(|_| Err("the reload panicked; see the log".to_owned()))
+        reload.await.unwrap_or_else(|error| Err(error.to_string()))
     }
 
     async fn take_anew(self: &Arc<Self>) -> Result<Reloaded, String> {
@@ -72,53 +76,61 @@ impl Daemon {
             Ok::<_, String>((config, identity))
         });
         let (config, identity) = read.await.map_err(|error| error.to_string())??;
+        let before = self.config.load_full();
+        plausible(&self.fixed, &before, &config, &identity)?;
         self.host.configure(plugin_settings(&config.plugins));
-        let prepared = self.stores.prepare(&config.stores).await.map_err(|(store, failure)| {
-            self.host.configure(plugin_settings(&self.config.load().plugins));
-            format!("store `{store}`: {failure}")
-        })?;
+        let prepared = self.stores.prepare(&config.stores).await;
+        let prepared = prepared.map_err(|(store, failure)| format!("store `{store}`: {failure}"))?;
         // From here on nothing can fail.
         let mut warnings: Vec<_> = config.warnings.iter().map(ToString::to_string).collect();
-        warnings.extend(needs_restart(&self.first, &config));
-        let tls = self.trust(identity);
-        let Change { added, changed, removed } = self.stores.swap(prepared, config.limits.grace);
+        warnings.extend(needs_restart(&self.fixed, &Fixed::of(&config)));
+        if before.plugins != config.plugins {
+            warnings.push("`plugins` holds for stores that are opened from now on".to_owned());
+        }
+        let tls = self.trust(identity).await;
+        let stores = self.stores.swap(prepared, config.limits.grace);
         self.service.configure(&config);
         self.verbosity.set(config.log.level);
         self.config.store(Arc::new(config));
-        for store in self.stores.look(LISTINGS).await {
-            warnings.push(format!(
-                "store `{store}` has not listed its keys again within {LISTINGS:?}; it still tries"
-            ));
-        }
-        Ok(Reloaded { generation: 0, added, changed, removed, tls, warnings })
+        warnings.extend(self.stores.look(LISTINGS).await);
+        Ok(Reloaded { generation: 0, stores, tls, warnings })
     }
 
     /// Puts another identity in force, unless it is the same, with its sessions; answers whether it is another.
-    fn trust(&self, identity: Identity) -> bool {
+    async fn trust(&self, identity: Identity) -> bool {
         let is_another = !self.identity.load().is_same_as(&identity);
         if is_another {
             self.identity.store(Arc::new(identity));
             self.warn_of_expiry();
         }
-        self.dismiss();
+        self.dismiss().await;
         is_another
     }
 
     /// Ends the connections of peers whose certificates aren't accepted any more.
-    pub(crate) fn dismiss(&self) {
-        let identity = self.identity.load();
-        for (peer, why) in self.listener.peers.dismiss(|chain| identity.verify(chain)) {
+    pub(crate) async fn dismiss(&self) {
+        let (identity, peers) = (self.identity.load_full(), Arc::clone(&self.listener.peers));
+        let dismissing = spawn_blocking(move || peers.dismiss(|chain| identity.verify(chain)));
+        let dismissed = dismissing.await.unwrap_or_default();
+        for (peer, why) in dismissed.iter().take(NAMED) {
             tracing::warn!(
                 peer = peer.name(),
                 "its connections end, because its certificate is not accepted: {why}"
             );
         }
+        if let Some(more) = dismissed.len().checked_sub(NAMED).filter(|more| *more > 0) {
+            tracing::warn!("the connections of {more} more clients end for such reasons");
+        }
     }
 
-    /// Warns of the server's certificates that have expired, or soon will.
+    /// Warns of the server's certificates and revocation lists that have expired, or soon will.
     pub(crate) fn warn_of_expiry(&self) {
-        let warnings = self.identity.load();
-        warnings.expiries().iter().filter_map(expires_soon).for_each(|warning| tracing::warn!("{warning}"));
+        let identity = self.identity.load();
+        identity
+            .certificates()
+            .iter()
+            .filter_map(expires_soon)
+            .for_each(|warning| tracing::warn!("{warning}"));
     }
 
     fn conclude(&self, outcome: Result<Reloaded, String>) -> Result<Reloaded, String> {
@@ -128,11 +140,12 @@ impl Daemon {
                 for warning in &reloaded.warnings {
                     tracing::warn!("{}", warning.replace('\n', "; "));
                 }
-                let Reloaded { added, changed, removed, tls, .. } = &reloaded;
+                let Reloaded { stores: Change { added, changed, removed }, tls, .. } = &reloaded;
                 tracing::info!(generation, ?added, ?changed, ?removed, tls, "reloaded");
                 Ok(Reloaded { generation, ..reloaded })
             }
             Err(why) => {
+                self.host.configure(plugin_settings(&self.config.load().plugins));
                 let generation = self.reloaded(Some(&why));
                 tracing::warn!(
                     generation,
@@ -144,37 +157,44 @@ impl Daemon {
         }
     }
 
-    /// Reloads whenever one of the configuration's files has changed, for as long as `watch` says so.
+    /// Reloads whenever one of the configuration's files has changed, for as long as `watch` says so. A file that is
+    /// being written is left alone: it has to look the same twice.
     pub(crate) async fn watch(self: Arc<Self>) {
-        let mut seen = None;
+        let mut loaded: Option<Seen> = None;
+        let mut last = Seen::new();
         loop {
             let config = self.config.load_full();
             let Some(interval) = config.watch else {
-                seen = None;
+                loaded = None;
                 sleep(UNWATCHED).await;
                 continue;
             };
-            let now = spawn_blocking(move || fingerprint(&config)).await.ok();
-            let before = std::mem::replace(&mut seen, now);
-            if before.is_some() && before != now {
+            let now = spawn_blocking(move || look(&config)).await.unwrap_or_default();
+            let before = loaded.get_or_insert_with(|| now.clone());
+            if differs(before, &now) && !differs(&last, &now) {
                 tracing::info!("a file of the configuration has changed");
+                loaded = Some(now.clone());
                 let _ = self.reload().await; // which says how it went
             }
+            last = now;
             sleep(interval).await;
         }
     }
 }
 
-/// Differs when a file that the configuration is made of has changed.
-fn fingerprint(config: &Config) -> u64 {
-    let mut hasher = DefaultHasher::new();
+/// The files that a configuration is made of, and what tells one state of each from another; `None` where it isn't there.
+type Seen = BTreeMap<PathBuf, Option<(u64, u64, u64, i64, i64, i64)>>;
+
+fn look(config: &Config) -> Seen {
     let own = [&config.auth_cert, &config.auth_key, &config.client_ca];
     let named = config.file.iter().chain(own).chain(&config.tls.crl).cloned();
     let secrets = config.stores.iter().flat_map(|store| store.secrets.values()).filter_map(file_of);
-    for path in named.chain(secrets) {
-        look(&path).hash(&mut hasher);
-    }
-    hasher.finish()
+    named.chain(secrets).map(|path| (path.clone(), state_of(&path))).collect()
+}
+
+/// Whether a file that stands in both has changed.
+fn differs(before: &Seen, now: &Seen) -> bool {
+    before.iter().any(|(path, state)| now.get(path).is_some_and(|now| now != state))
 }
 
 fn file_of(secret: &SecretSource) -> Option<PathBuf> {
@@ -187,20 +207,38 @@ fn file_of(secret: &SecretSource) -> Option<PathBuf> {
     }
 }
 
-/// What tells one state of a file from another; `None` where it isn't there.
-fn look(path: &Path) -> Option<(u64, u64, u64, i64, i64, i64)> {
+fn state_of(path: &Path) -> Option<(u64, u64, u64, i64, i64, i64)> {
     let file = fs::metadata(path).ok()?;
     Some((file.dev(), file.ino(), file.len(), file.mtime(), file.mtime_nsec(), file.ctime_nsec()))
 }
 
+/// Refuses what can be read, and would be regretted: another file than the one in force, one that was cut off before its
+/// stores, a list of revocations that refuses everybody.
+fn plausible(fixed: &Fixed, before: &Config, now: &Config, identity: &Identity) -> Result<(), String> {
+    if let Some(file) = fixed.file.as_ref().filter(|file| now.file.as_ref() != Some(*file)) {
+        return Err(format!(
+            "{} is gone\nhint: put it back; another file is taken in only by a start",
+            file.display()
+        ));
+    }
+    if now.stores.is_empty() && !before.stores.is_empty() {
+        return Err(
+            "the configuration has no stores any more\nhint: to serve no keys, stop the server".to_owned()
+        );
+    }
+    identity.expired_list().map_or(Ok(()), |list| {
+        Err(format!("{}: the revocation list has expired, so that everybody would be refused", list.file))
+    })
+}
+
 /// What can't change while the server runs.
-fn needs_restart(first: &Config, now: &Config) -> Option<String> {
+fn needs_restart(first: &Fixed, now: &Fixed) -> Option<String> {
     let settings = [
         ("listen", first.listen != now.listen),
         ("metrics_listen", first.metrics != now.metrics),
         ("admin_socket", first.admin_socket != now.admin_socket),
         ("pid_file", first.pid_file != now.pid_file),
-        ("log.format", first.log.format != now.log.format),
+        ("log.format", first.log_format != now.log_format),
     ];
     let changed: Vec<_> =
         settings.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| format!("`{name}`")).collect();

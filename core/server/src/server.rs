@@ -20,6 +20,7 @@ use crate::{
     listener::{self, Listener},
     metrics::Metrics,
     service::Service,
+    status::{self, Certificate, Phase, ROLE_CRL},
     stores::Stores,
     systemd::{self, Sockets},
     telemetry::Verbosity,
@@ -211,6 +212,9 @@ pub async fn run(launch: Launch) -> Result<(), Error> {
     let outcome = tokio::select! {
         () = obey(&daemon, &mut orders) => Ok(()),
         (store, failure) = daemon.stores.critical_failure() => Err(Error::Critical { store, failure }),
+        _ = &mut serving, if daemon.phase() == Phase::Serving => {
+            Err(io::Error::other("no connections are accepted any more; that is a defect, please report it").into())
+        }
     };
     let grace = daemon.config.load().limits.grace;
     systemd::stopping();
@@ -220,6 +224,8 @@ pub async fn run(launch: Launch) -> Result<(), Error> {
         tracing::warn!("some requests were not finished within {grace:?}");
         serving.abort();
     }
+    // A reload that is going on would open stores behind the closing.
+    let _no_reload = tokio::time::timeout(CLOSE_GRACE, daemon.reloading.lock()).await;
     daemon.stores.close(CLOSE_GRACE).await;
     outcome
 }
@@ -239,11 +245,11 @@ async fn obey(daemon: &Arc<Daemon>, orders: &mut mpsc::Receiver<Order>) {
 
 /// What has to be done every so often.
 fn look_after(daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) {
-    every(tasks, failures::EVERY, daemon, |daemon| daemon.stores.tick());
-    every(tasks, TRUST_EVERY, daemon, Daemon::dismiss);
-    every(tasks, WARN_EVERY, daemon, Daemon::warn_of_expiry);
+    every(tasks, failures::EVERY, daemon, |daemon| async move { daemon.stores.tick() });
+    every(tasks, TRUST_EVERY, daemon, |daemon| async move { daemon.dismiss().await });
+    every(tasks, WARN_EVERY, daemon, |daemon| async move { daemon.warn_of_expiry() });
     if let Some(patience) = systemd::watchdog() {
-        every(tasks, patience / 3, daemon, |_| systemd::alive());
+        every(tasks, patience / 3, daemon, |_| async { systemd::alive() });
     }
     tasks.spawn(Arc::clone(daemon).watch());
     let daemon = Arc::clone(daemon);
@@ -260,11 +266,11 @@ fn look_after(daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) {
     });
 }
 
-fn every(
+fn every<F: Future<Output = ()> + Send>(
     tasks: &mut JoinSet<()>,
     period: Duration,
     daemon: &Arc<Daemon>,
-    what: impl Fn(&Daemon) + Send + 'static,
+    what: impl Fn(Arc<Daemon>) -> F + Send + 'static,
 ) {
     let daemon = Arc::clone(daemon);
     tasks.spawn(async move {
@@ -272,22 +278,28 @@ fn every(
         ticks.tick().await; // the first comes at once
         loop {
             ticks.tick().await;
-            what(&daemon);
+            what(Arc::clone(&daemon)).await;
         }
     });
 }
 
-/// What the operator should know of a certificate that has expired, or will within 30 days.
+/// What the operator should know of a certificate that has expired, or will within 30 days; of a revocation list, which
+/// is made anew every few days, within one.
 #[must_use]
-pub fn expires_soon(certificate: &tls::Expiry) -> Option<String> {
-    const DAY: i64 = 24 * 60 * 60;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    let left = certificate.expires - i64::try_from(now.as_secs()).ok()?;
-    let what = format!("the certificate `{}` of {}", certificate.common_name, certificate.source);
-    match left / DAY {
-        _ if left < 0 => Some(format!("{what} has expired; nobody accepts it")),
-        days if days < 30 => Some(format!("{what} expires in {days} days; renew it")),
-        _ => None,
+pub fn expires_soon(certificate: &Certificate) -> Option<String> {
+    const DAY: u64 = 24 * 60 * 60;
+    let Certificate { file, name, role, expires, .. } = certificate;
+    let (what, days, expired) = match role == ROLE_CRL {
+        true => (format!("the revocation list of `{name}` in {file}"), 1, "everybody is refused"),
+        false => (format!("the certificate `{name}` of {file}"), 30, "nobody accepts it"),
+    };
+    match expires.checked_sub(status::seconds(SystemTime::now())) {
+        None => Some(format!("{what} has expired; {expired}")),
+        Some(left) if left < days * DAY => match left / DAY {
+            0 => Some(format!("{what} expires in {} hours; renew it", left / 3_600)),
+            left => Some(format!("{what} expires in {left} days; renew it")),
+        },
+        Some(_) => None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use keystead_plugin_host::{Algorithm, Class, Failure, Request as Call};
+use keystead_plugin_host::{Algorithm, Class, Failure, Request as Call, tame};
 use keystead_protocol::{ErrorCode, Opcode, Request, Response};
 
 use crate::{
@@ -100,13 +100,15 @@ impl Service {
             _ => {}
         }
         let algorithm = algorithm(request.opcode).ok_or(ErrorCode::BAD_OPCODE)?;
+        let terms = **self.terms.load();
         let find = || self.metrics.lookup(|| self.stores.keyring().find(request.ski, request.digest));
         let mut found = find();
-        if matches!(found, Err(Missing::Perhaps)) && self.stores.were_tried(FIRST_TRIES).await {
+        if matches!(found, Err(Missing::Perhaps))
+            && self.stores.were_tried(FIRST_TRIES.min(terms.deadline)).await
+        {
             found = find();
         }
         let holders = found.map_err(|missing| self.miss(missing, request, peer))?;
-        let terms = **self.terms.load();
         let work = Work { peer, request, id: request_id(request), algorithm, arrived, terms };
         match self.with_any(&holders, &work).await {
             Ok(result) => Ok(Done::Result(result)),
@@ -217,7 +219,7 @@ struct Work<'a> {
 impl Work<'_> {
     /// When nobody waits for a store's answer any more.
     fn deadline(&self, holder: &Holder) -> Instant {
-        self.arrived + holder.store().deadline().min(self.terms.deadline)
+        self.arrived + holder.store().deadline().unwrap_or(Duration::MAX).min(self.terms.deadline)
     }
 
     /// How long to wait before the next round; `None` where there is none. A deadline that passed is tried again only
@@ -294,7 +296,7 @@ fn request_id(request: &Request<'_>) -> Option<String> {
         request_id: String,
     }
     let context: Context = serde_json::from_slice(request.context?).ok()?;
-    Some(context.request_id.chars().filter(|character| !character.is_control()).take(64).collect())
+    Some(tame(context.request_id.as_bytes(), 64))
 }
 
 fn encode(response: Response<'_>, id: u32, frame: &mut Vec<u8>) {

@@ -89,7 +89,14 @@ pub struct PeerStatus {
     pub hostnames: String,
 }
 
-/// A certificate that the server itself uses.
+/// The roles of certificates: the server's own, an authority of clients, and a revocation list.
+pub const ROLE_SERVER: &str = "server";
+/// See [`ROLE_SERVER`].
+pub const ROLE_CLIENT_CA: &str = "client_ca";
+/// See [`ROLE_SERVER`].
+pub const ROLE_CRL: &str = "crl";
+
+/// A certificate that the server itself uses, or a revocation list: then its serial number is the list's.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[expect(missing_docs, clippy::exhaustive_structs, reason = "plain data; the names are those of the output")]
 pub struct Certificate {
@@ -277,7 +284,15 @@ impl<'a> Expiry<'a> {
     /// Source, serial number, common name, host names, and whether it is an authority's, the server's, a client's.
     pub(crate) fn labels(&self) -> [&'a str; 7] {
         let is = |owner| if self.owner == owner { "true" } else { "false" };
-        [self.source, self.serial, self.name, self.hostnames, is("client_ca"), is("server"), is("client")]
+        [
+            self.source,
+            self.serial,
+            self.name,
+            self.hostnames,
+            is(ROLE_CLIENT_CA),
+            is(ROLE_SERVER),
+            is("client"),
+        ]
     }
 }
 

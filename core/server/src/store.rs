@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, LazyLock, Mutex, OnceLock, PoisonError,
+        Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
@@ -31,8 +31,8 @@ pub struct ManagedStore {
     store: host::Store,
     /// What it was made of, to be held against a later configuration.
     config: config::Store,
-    /// A keyed hash of its secrets as they were then; zeros where they can't be hashed.
-    secrets: [u8; 32],
+    /// A keyed hash of its secrets as they were when it was last opened; zeros where they can't be hashed.
+    secrets: Mutex<[u8; 32]>,
     state: ArcSwap<Dated>,
     refused: OnceLock<Failure>,
     /// Until when requests go to other stores first: milliseconds since the process started, 0 for not at all.
@@ -87,7 +87,7 @@ impl ManagedStore {
         let figures = metrics.store(&config.name);
         Self {
             store: host::Store::new(host, spec),
-            secrets: fingerprint(&config.secrets),
+            secrets: Mutex::new(fingerprint(&config.secrets)),
             config: config.clone(),
             state: ArcSwap::from_pointee(Dated { state: State::Opening, since: SystemTime::now() }),
             refused: OnceLock::new(),
@@ -128,9 +128,9 @@ impl ManagedStore {
         self.config.prove
     }
 
-    /// How long one request to it may take.
+    /// How long one request to it may take, where it has a bound of its own.
     #[must_use]
-    pub fn deadline(&self) -> Duration {
+    pub fn deadline(&self) -> Option<Duration> {
         self.config.limits.deadline
     }
 
@@ -145,7 +145,17 @@ impl ManagedStore {
     #[must_use]
     pub fn is_as_configured(&self, config: &config::Store) -> bool {
         let config = config::Store { position: self.config.position, ..config.clone() };
-        self.config == config && self.secrets == fingerprint(&config.secrets)
+        self.config == config && *self.secrets() == fingerprint(&config.secrets)
+    }
+
+    /// Opens it, unless it is open, with its secrets as they are now.
+    pub(crate) async fn open(&self) -> Result<(), Failure> {
+        *self.secrets() = fingerprint(&self.config.secrets);
+        self.ask(self.store.open()).await
+    }
+
+    fn secrets(&self) -> MutexGuard<'_, [u8; 32]> {
+        self.secrets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it serves.
@@ -160,10 +170,21 @@ impl ManagedStore {
         !matches!(self.state.load().state, State::Opening)
     }
 
+    /// How it is, in a word.
+    #[must_use]
+    pub fn state(&self) -> StoreState {
+        match self.state.load().state {
+            State::Opening => StoreState::Opening,
+            State::Up if self.failures.are_going_on() => StoreState::Failing,
+            State::Up => StoreState::Up,
+            State::Down(_) => StoreState::Down,
+        }
+    }
+
     /// How it is, with the number of keys that it serves.
     #[must_use]
     pub fn status(&self, keys: usize) -> StoreStatus {
-        let dated = self.state.load();
+        let since = self.state.load().since;
         let load = self.store.load();
         let count = self.figures.count();
         let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,13 +192,8 @@ impl ManagedStore {
             name: self.name().to_owned(),
             plugin: self.store.plugin().to_owned(),
             critical: self.is_critical(),
-            state: match dated.state {
-                State::Opening => StoreState::Opening,
-                State::Up if self.failures.are_going_on() => StoreState::Failing,
-                State::Up => StoreState::Up,
-                State::Down(_) => StoreState::Down,
-            },
-            since: status::seconds(dated.since),
+            state: self.state(),
+            since: status::seconds(since),
             credentials_refused: self.is_refused(),
             last_error: self.last_error(),
             lanes: status::Lanes { busy: load.busy, total: load.lanes },
@@ -270,6 +286,9 @@ impl ManagedStore {
     /// Notes that it answers for its health or lists its keys. Where it was down, that ends the outage; where it was up
     /// all along while requests fail, only a request that succeeds does.
     pub(crate) fn recovered(&self) {
+        if self.is_refused() {
+            return; // whatever was asked before that says nothing any more
+        }
         if !self.is_up() {
             self.failures.end();
         }
@@ -285,12 +304,11 @@ impl ManagedStore {
     }
 
     fn set(&self, state: State) {
-        let before = self.state.load();
-        let since = match std::mem::discriminant(&before.state) == std::mem::discriminant(&state) {
-            true => before.since,
-            false => SystemTime::now(),
-        };
-        self.state.store(Arc::new(Dated { state, since }));
+        self.state.rcu(|before| {
+            let same = std::mem::discriminant(&before.state) == std::mem::discriminant(&state);
+            let since = if same { before.since } else { SystemTime::now() };
+            Dated { state: state.clone(), since }
+        });
     }
 
     fn last_error(&self) -> Option<LastError> {

@@ -5,7 +5,7 @@
 //! at one moment, and a store that went is closed when nobody uses it any more.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap, HashSet},
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -16,16 +16,16 @@ use futures_util::FutureExt;
 use keystead_plugin_host::{Class, Failure, Finding, Host, Isolation, Listing, Severity};
 use tokio::{
     sync::watch,
-    task::{AbortHandle, JoinSet},
+    task::{AbortHandle, JoinSet, spawn_blocking},
     time::{sleep, timeout, timeout_at},
 };
 
 use crate::{
     config::{self, Prove},
-    failures::{Cause, Failures},
+    failures::{self, Cause, Failures},
     keyring::{Holder, Keyring},
     metrics::Metrics,
-    status::{self, KeyStatus, StoreStatus},
+    status::{self, KeyStatus, StoreState, StoreStatus},
     store::ManagedStore,
 };
 
@@ -44,6 +44,9 @@ const PROOF_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long the keys of a store may prove themselves before a reload goes on without waiting for the rest.
 const PROOFS_AT_RELOAD: Duration = Duration::from_secs(10);
+
+/// How long a new store may take to open and to list its keys: less than what a service manager gives a reload.
+const OPENING: Duration = Duration::from_secs(60);
 
 /// How often is looked whether a store that went is still used.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
@@ -86,7 +89,7 @@ struct Listed {
 #[derive(Default)]
 struct Look {
     wanted: watch::Sender<u64>,
-    done: watch::Sender<u64>,
+    done: watch::Sender<(u64, Option<Failure>)>,
 }
 
 impl Look {
@@ -102,7 +105,7 @@ impl Look {
 
     /// Waits until a look is wanted that isn't done yet; answers the latest.
     async fn wanted(&self) -> u64 {
-        let done = *self.done.borrow();
+        let done = self.done.borrow().0;
         let mut wanted = self.wanted.subscribe();
         let wanted = wanted.wait_for(|wanted| *wanted > done).await.map(|wanted| *wanted);
         match wanted {
@@ -111,12 +114,15 @@ impl Look {
         }
     }
 
-    fn is_done(&self, number: u64) {
-        self.done.send_replace(number);
+    /// Notes that a look was had, and what came of it.
+    fn is_done(&self, number: u64, outcome: Option<Failure>) {
+        self.done.send_replace((number, outcome));
     }
 
-    async fn wait(&self, number: u64) {
-        let _ = self.done.subscribe().wait_for(|done| *done >= number).await;
+    /// Waits for a look; answers why it failed, if it did.
+    async fn wait(&self, number: u64) -> Option<Failure> {
+        let mut done = self.done.subscribe();
+        done.wait_for(|(done, _)| *done >= number).await.ok().and_then(|done| done.1.clone())
     }
 }
 
@@ -129,8 +135,8 @@ enum Planned {
 }
 
 /// What a swap changed, by the names of stores.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
+#[derive(Clone, Debug, Default, serde::Deserialize, PartialEq, Eq, serde::Serialize)]
+#[expect(clippy::exhaustive_structs, reason = "plain data; the names are those of the output")]
 pub struct Change {
     /// Those that are new.
     pub added: Vec<String>,
@@ -194,19 +200,27 @@ impl Stores {
     /// How each store is, in the order of the configuration.
     #[must_use]
     pub fn status(&self) -> Vec<StoreStatus> {
-        let entries = self.lock();
-        entries.iter().map(|entry| entry.store.status(entry.list.as_ref().map_or(0, Vec::len))).collect()
+        let stores = self.each(|entry| (Arc::clone(&entry.store), entry.list.as_ref().map_or(0, Vec::len)));
+        stores.iter().map(|(store, keys)| store.status(*keys)).collect()
+    }
+
+    /// Name, state and number of keys of each store.
+    #[must_use]
+    pub fn overview(&self) -> Vec<(String, StoreState, usize)> {
+        self.each(|entry| {
+            let keys = entry.list.as_ref().map_or(0, Vec::len);
+            (entry.store.name().to_owned(), entry.store.state(), keys)
+        })
     }
 
     /// Every key of every store, in the order of the configuration.
     #[must_use]
     pub fn keys(&self) -> Vec<KeyStatus> {
-        let entries = self.lock();
-        let holders = entries.iter().flat_map(|entry| entry.list.iter().flatten());
+        let holders: Vec<_> = self.each(|entry| entry.list.clone()).into_iter().flatten().flatten().collect();
         let allowed = |store: &ManagedStore| store.operations().iter().copied().collect::<Vec<_>>();
-        holders
-            .map(|holder| KeyStatus::new(holder.store().name(), holder.key(), &allowed(holder.store())))
-            .collect()
+        let described =
+            |holder: &Holder| KeyStatus::new(holder.store().name(), holder.key(), &allowed(holder.store()));
+        holders.iter().map(described).collect()
     }
 
     /// The plugins that are loaded, with the stores of each.
@@ -254,16 +268,16 @@ impl Stores {
     ///
     /// Which store can't serve, and why. Those that were opened are closed again.
     pub async fn prepare(&self, stores: &[config::Store]) -> Result<Prepared, (String, Failure)> {
-        let kept =
-            |config: &config::Store| self.all().into_iter().find(|store| store.is_as_configured(config));
-        let mut plan: Vec<Option<Planned>> =
-            stores.iter().map(|config| kept(config).map(Planned::Kept)).collect();
-        let mut opening = JoinSet::new();
+        let mut plan = self.plan(stores).await;
+        let mut fresh = Vec::new();
         for (position, config) in stores.iter().enumerate() {
             if matches!(plan.get(position), Some(None)) {
-                let store = self.not_refused(config)?;
-                opening.spawn(async move { (position, opened(Arc::clone(&store)).await, store) });
+                fresh.push((position, self.not_refused(config)?));
             }
+        }
+        let mut opening = JoinSet::new();
+        for (position, store) in fresh {
+            opening.spawn(async move { (position, opened(Arc::clone(&store)).await, store) });
         }
         let mut failed = None;
         while let Some(ended) = opening.join_next().await {
@@ -275,6 +289,9 @@ impl Stores {
                         self.refused.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&store));
                     }
                     store.store().close(CLOSE_GRACE).await;
+                    if self.all().iter().all(|other| other.name() != store.name()) {
+                        self.metrics.forget_store(store.name());
+                    }
                     failed.get_or_insert((store.name().to_owned(), failure));
                 }
                 (Ok(_), None) => {}
@@ -324,6 +341,9 @@ impl Stores {
             if !names.contains(&name) {
                 self.metrics.forget_store(&name);
                 change.removed.push(name);
+            } else {
+                entry.store.failures().tell();
+                entry.store.failures().end(); // the one that replaces it serves
             }
             tokio::spawn(entry.retire(grace));
         }
@@ -332,23 +352,27 @@ impl Stores {
     }
 
     /// Has every store that serves look whether its keys have changed, and waits until those have, or the time is up.
-    /// Answers the names of those that haven't.
+    /// Answers what came in between.
     pub async fn look(&self, patience: Duration) -> Vec<String> {
-        let serving = |entry: &&Entry| entry.store.is_up();
+        let serving = |entry: &Entry| entry.store.is_up() && !entry.store.is_refused();
         let looks: Vec<_> = self
             .lock()
             .iter()
-            .inspect(|entry| _ = entry.look.want()) // one that is down is tried at once
-            .filter(serving)
-            .map(|entry| {
-                (entry.store.name().to_owned(), Arc::clone(&entry.look), *entry.look.wanted.borrow())
-            })
+            .map(|entry| (entry, entry.look.want())) // one that is down is tried at once
+            .filter(|(entry, _)| serving(entry))
+            .map(|(entry, number)| (entry.store.name().to_owned(), Arc::clone(&entry.look), number))
             .collect();
         let until = tokio::time::Instant::now() + patience;
         let mut missing = Vec::new();
         for (name, look, number) in looks {
-            if timeout_at(until, look.wait(number)).await.is_err() {
-                missing.push(name);
+            match timeout_at(until, look.wait(number)).await {
+                Ok(None) => {}
+                Ok(Some(failure)) => {
+                    missing.push(format!("the keys of store `{name}` can't be listed again: {failure}"))
+                }
+                Err(_) => {
+                    missing.push(format!("store `{name}` has not listed its keys again within {patience:?}"))
+                }
             }
         }
         missing
@@ -376,7 +400,23 @@ impl Stores {
     }
 
     fn all(&self) -> Vec<Arc<ManagedStore>> {
-        self.lock().iter().map(|entry| Arc::clone(&entry.store)).collect()
+        self.each(|entry| Arc::clone(&entry.store))
+    }
+
+    /// Something of each entry; whatever takes long is done with it once nobody waits for the lock.
+    fn each<T>(&self, of: impl Fn(&Entry) -> T) -> Vec<T> {
+        self.lock().iter().map(of).collect()
+    }
+
+    /// Which stores stay, by their position in the configuration. Reads secrets, from files that may be far away.
+    async fn plan(&self, stores: &[config::Store]) -> Vec<Option<Planned>> {
+        let (serving, stores) = (self.all(), stores.to_vec());
+        let kept = move |config: &config::Store| {
+            serving.iter().find(|store| store.is_as_configured(config)).cloned().map(Planned::Kept)
+        };
+        let count = stores.len();
+        let plan = spawn_blocking(move || stores.iter().map(kept).collect());
+        plan.await.unwrap_or_else(|_| std::iter::repeat_with(|| None).take(count).collect())
     }
 
     /// A store to be opened; not one whose credentials were refused before, as they are.
@@ -412,11 +452,13 @@ impl Entry {
             store: Arc::clone(&self.store),
             look: Arc::clone(&self.look),
             listed,
+            found: HashSet::new(),
         };
-        let name = self.store.name().to_owned();
+        let store = Arc::downgrade(&self.store);
         let kept = async move {
-            if AssertUnwindSafe(keeper.run()).catch_unwind().await.is_err() {
-                tracing::error!(store = name, "the store is no longer watched; restart the server");
+            let panicked = AssertUnwindSafe(keeper.run()).catch_unwind().await.is_err();
+            if let Some(store) = store.upgrade().filter(|_| panicked) {
+                store.fell(Failure::new(Class::Internal, "it is no longer watched; restart the server"));
             }
         };
         self.keeper = Some(tokio::spawn(kept).abort_handle());
@@ -456,9 +498,15 @@ impl Prepared {
 
 /// Opens a store, lists its keys and has them prove themselves.
 async fn opened(store: Arc<ManagedStore>) -> Result<Listed, Failure> {
-    store.ask(store.store().open()).await?;
-    let generation = generation(&store).await;
-    let holders = listed(&store).await?;
+    let opening = async {
+        store.open().await?;
+        let generation = store.ask(store.store().health()).await?; // before the listing, so that no change is missed
+        let (holders, findings) = listed(&store).await?;
+        findings.iter().for_each(|finding| report(store.name(), finding));
+        Ok((holders, generation))
+    };
+    let late = |_| Failure::new(Class::Unavailable, format!("it was not open and listed within {OPENING:?}"));
+    let (holders, generation) = timeout(OPENING, opening).await.map_err(late)??;
     let until = Instant::now() + PROOFS_AT_RELOAD;
     for holder in holders.iter().filter(|holder| store.wants_proof(holder.key())) {
         if store.prove() == Prove::Background && Instant::now() >= until {
@@ -466,20 +514,12 @@ async fn opened(store: Arc<ManagedStore>) -> Result<Listed, Failure> {
         }
         holder.prove(Instant::now() + PROOF_DEADLINE).await?;
     }
-    Ok(Listed { holders, generation })
+    Ok(Listed { holders, generation: Some(generation) })
 }
 
-/// The generation of a listing that comes after this, so that no change is missed.
-async fn generation(store: &ManagedStore) -> Option<u64> {
-    store.ask(store.store().health()).await.ok()
-}
-
-async fn listed(store: &Arc<ManagedStore>) -> Result<Vec<Holder>, Failure> {
+async fn listed(store: &Arc<ManagedStore>) -> Result<(Vec<Holder>, Vec<Finding>), Failure> {
     let Listing { keys, findings, .. } = store.ask(store.store().keys()).await?;
-    for finding in &findings {
-        report(store.name(), finding);
-    }
-    Ok(keys.into_iter().map(|key| Holder::new(Arc::clone(store), key)).collect())
+    Ok((keys.into_iter().map(|key| Holder::new(Arc::clone(store), key)).collect(), findings))
 }
 
 /// The life of one store.
@@ -489,6 +529,8 @@ struct Keeper {
     look: Arc<Look>,
     /// Where it is open, and its keys are listed: the generation of that.
     listed: Option<Option<u64>>,
+    /// The findings of the last listing, which needn't be told again.
+    found: HashSet<(String, String)>,
 }
 
 impl Keeper {
@@ -505,7 +547,7 @@ impl Keeper {
                 Err(failure) => self.down(failure).await,
             }
             if let Ok(look) = timeout(pause, self.look.wanted()).await {
-                self.look.is_done(look); // the next try is the look
+                self.look.is_done(look, None); // the next try is the look
             }
             pause = (pause * 2).min(BACK_OFF.1);
         }
@@ -514,11 +556,11 @@ impl Keeper {
     /// Opens and serves; comes back only when opening or the first listing failed.
     async fn serve(&mut self) -> Result<std::convert::Infallible, Failure> {
         let started = Instant::now();
-        self.store.ask(self.store.store().open()).await?;
+        self.store.open().await?;
         let mut generation = match self.listed.take() {
             Some(generation) => generation,
             None => {
-                let generation = generation(&self.store).await;
+                let generation = self.store.ask(self.store.store().health()).await.ok(); // before the listing
                 self.list().await?;
                 generation
             }
@@ -530,17 +572,25 @@ impl Keeper {
             "the store serves, after {:.1?}",
             started.elapsed()
         );
+        let mut unlisted: Option<Failure> = None;
         loop {
             let mut proofs = JoinSet::new(); // ended by being dropped, at the next listing
             if self.store.prove() == Prove::Background {
                 proofs.spawn(prove_all(self.holders()));
             }
             let look = self.changed(&mut generation).await;
-            if let Err(failure) = self.list().await {
+            let failure = self.list().await.err();
+            if let Some(failure) = &failure {
                 generation = None; // the next look after its health lists again
-                tracing::warn!(store = self.store.name(), "the keys can't be listed again: {failure}");
+                if !unlisted.replace(failure.clone()).is_some_and(|before| failures::same(&before, failure)) {
+                    tracing::warn!(store = self.store.name(), "the keys can't be listed again: {failure}");
+                }
+            } else {
+                unlisted = None;
             }
-            look.inspect(|look| self.look.is_done(*look));
+            if let Some(look) = look {
+                self.look.is_done(look, failure);
+            }
         }
     }
 
@@ -562,26 +612,35 @@ impl Keeper {
             if self.store.is_refused() {
                 std::future::pending::<()>().await;
             }
-            match self.store.ask(self.store.store().health()).await {
+            let failure = match self.store.ask(self.store.store().health()).await {
                 Ok(now) => {
                     self.store.recovered();
                     if generation.replace(now) != Some(now) {
                         return look;
                     }
+                    None
                 }
-                Err(failure) => self.store.fell(failure),
+                Err(failure) => {
+                    self.store.fell(failure.clone());
+                    Some(failure)
+                }
+            };
+            if let Some(look) = look {
+                self.look.is_done(look, failure);
             }
-            look.inspect(|look| self.look.is_done(*look));
         }
     }
 
-    async fn list(&self) -> Result<(), Failure> {
-        let mut holders = listed(&self.store).await?;
+    async fn list(&mut self) -> Result<(), Failure> {
+        let (mut holders, findings) = listed(&self.store).await?;
+        self.report(&findings);
         let before = self.holders();
+        let before: HashMap<_, _> = before.iter().map(|holder| (holder.key().id(), holder)).collect();
         for holder in &mut holders {
-            // What has proven itself needn't again, and what has failed to doesn't get another chance.
-            if let Some(known) = before.iter().find(|known| known.key().is_same_as(holder.key())) {
-                *holder = known.clone();
+            // What has proven itself needn't again.
+            let known = before.get(holder.key().id()).filter(|known| known.key().is_same_as(holder.key()));
+            if let Some(known) = known {
+                *holder = Holder::clone(known);
             }
         }
         if self.store.prove() == Prove::Start {
@@ -599,6 +658,15 @@ impl Keeper {
         self.store.recovered();
         self.stores.changes.send_replace(());
         Ok(())
+    }
+
+    /// Tells the findings that the listing before didn't have.
+    fn report(&mut self, findings: &[Finding]) {
+        let known = |finding: &Finding| (finding.subject.clone(), finding.failure.message.clone());
+        for finding in findings.iter().filter(|finding| !self.found.contains(&known(finding))) {
+            report(self.store.name(), finding);
+        }
+        self.found = findings.iter().map(known).collect();
     }
 
     async fn down(&self, failure: Failure) {

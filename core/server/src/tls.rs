@@ -8,6 +8,7 @@ use std::{
 };
 
 use aws_lc_rs::digest;
+use keystead_plugin_host::tame;
 use rustls::{
     RootCertStore, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion,
     crypto::{CryptoProvider, aws_lc_rs as provider},
@@ -17,7 +18,14 @@ use rustls::{
 };
 use x509_parser::{extensions::GeneralName, prelude::*};
 
-use crate::config::{self, Config, TlsVersion};
+use crate::{
+    config::{self, Config, TlsVersion},
+    status::{self, Certificate},
+};
+
+/// The longest name, in bytes, and the most names that are kept of a certificate.
+const NAME_MAX: usize = 256;
+const NAMES_MAX: usize = 16;
 
 /// The tag that every DER file starts with (ITU-T X.690 clause 8.9.1).
 const SEQUENCE: u8 = 0x30;
@@ -36,24 +44,6 @@ pub struct Peer {
     pub fingerprint: [u8; 32],
     /// When the certificate expires.
     pub expires: SystemTime,
-}
-
-/// When a certificate that the server itself uses expires, for the metrics.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Expiry {
-    /// The file.
-    pub source: String,
-    /// Serial number, in decimal as the reference has it.
-    pub serial: String,
-    /// Common name of the subject.
-    pub common_name: String,
-    /// DNS names.
-    pub hostnames: String,
-    /// Whether it is one of the client CA's.
-    pub ca: bool,
-    /// Seconds since 1970.
-    pub expires: i64,
 }
 
 /// What can be wrong with the files.
@@ -75,7 +65,7 @@ impl std::error::Error for Error {}
 pub struct Identity {
     server: Arc<ServerConfig>,
     verifier: Arc<dyn ClientCertVerifier>,
-    expiries: Vec<Expiry>,
+    certificates: Vec<Certificate>,
     /// The files' contents and the settings, to tell whether a later one is the same.
     digest: [u8; 32],
 }
@@ -94,7 +84,7 @@ impl Identity {
             .map_err(|error| wrong(&config.auth_key, &error))?;
         let lists = config.tls.crl.as_deref().map_or_else(|| Ok(Vec::new()), revocations)?;
         let digest = content(&config.tls, &authorities, &chain, &key, &lists);
-        let expiries = expiries(config, &chain, &authorities);
+        let described = described(config, &chain, &authorities, &lists);
         let roots = roots(&config.client_ca, authorities)?;
         let mut verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
@@ -114,7 +104,7 @@ impl Identity {
             server.session_storage = Arc::new(NoServerSessionStorage {});
             server.send_tls13_tickets = 0;
         }
-        Ok(Self { server: Arc::new(server), verifier, expiries, digest })
+        Ok(Self { server: Arc::new(server), verifier, certificates: described, digest })
     }
 
     /// What handshakes are made with. Sessions live in it, so that none outlives it.
@@ -139,10 +129,17 @@ impl Identity {
         self.verifier.verify_client_cert(leaf, intermediates, UnixTime::now()).map(drop)
     }
 
-    /// When the server's certificate, and those that clients must chain to, expire.
+    /// The server's certificates, those that clients must chain to, and the revocation lists.
     #[must_use]
-    pub fn expiries(&self) -> &[Expiry] {
-        &self.expiries
+    pub fn certificates(&self) -> &[Certificate] {
+        &self.certificates
+    }
+
+    /// A revocation list that has expired, so that nobody would be let in.
+    #[must_use]
+    pub fn expired_list(&self) -> Option<&Certificate> {
+        let now = status::seconds(SystemTime::now());
+        self.certificates.iter().find(|list| list.role == status::ROLE_CRL && list.expires <= now)
     }
 }
 
@@ -169,14 +166,17 @@ fn content(
     digest
 }
 
-fn expiries(
+fn described(
     config: &Config,
     chain: &[CertificateDer<'_>],
     authorities: &[CertificateDer<'_>],
-) -> Vec<Expiry> {
-    let own = chain.iter().filter_map(|certificate| expiry(&config.auth_cert, false, certificate));
-    own.chain(authorities.iter().filter_map(|certificate| expiry(&config.client_ca, true, certificate)))
-        .collect()
+    lists: &[CertificateRevocationListDer<'_>],
+) -> Vec<Certificate> {
+    let own = chain.iter().filter_map(|one| certificate(&config.auth_cert, status::ROLE_SERVER, one));
+    let of_clients =
+        authorities.iter().filter_map(|one| certificate(&config.client_ca, status::ROLE_CLIENT_CA, one));
+    let lists = lists.iter().filter_map(|list| revocation_list(config.tls.crl.as_deref()?, list));
+    own.chain(of_clients).chain(lists).collect()
 }
 
 impl Peer {
@@ -186,7 +186,7 @@ impl Peer {
         let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
         let seconds = u64::try_from(parsed.validity().not_after.timestamp()).ok()?;
         Some(Self {
-            subject: parsed.subject().to_string(),
+            subject: tame(parsed.subject().to_string().as_bytes(), NAME_MAX),
             names: alternative_names(&parsed),
             serial: parsed.tbs_certificate.serial.to_string(),
             fingerprint: digest::digest(&digest::SHA256, certificate).as_ref().try_into().ok()?,
@@ -255,23 +255,42 @@ fn wrong(file: &Path, what: &dyn std::fmt::Display) -> Error {
     Error { message: format!("{}: {what}", file.display()) }
 }
 
-fn expiry(file: &Path, ca: bool, certificate: &CertificateDer<'_>) -> Option<Expiry> {
+fn certificate(file: &Path, role: &str, certificate: &CertificateDer<'_>) -> Option<Certificate> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    let common_name = parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
-    Some(Expiry {
-        source: file.display().to_string(),
+    Some(Certificate {
+        file: file.display().to_string(),
+        name: common_name(parsed.subject()),
+        role: role.to_owned(),
+        expires: u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or_default(),
         serial: parsed.tbs_certificate.serial.to_string(),
-        common_name: common_name.unwrap_or_default().to_owned(),
         hostnames: alternative_names(&parsed).join(","),
-        ca,
-        expires: parsed.validity().not_after.timestamp(),
     })
 }
 
+/// A list by its issuer; one that names no next update doesn't expire (RFC 5280 section 5.1.2.5 demands one).
+fn revocation_list(file: &Path, list: &CertificateRevocationListDer<'_>) -> Option<Certificate> {
+    let (_, parsed) = CertificateRevocationList::from_der(list).ok()?;
+    Some(Certificate {
+        file: file.display().to_string(),
+        name: common_name(parsed.issuer()),
+        role: status::ROLE_CRL.to_owned(),
+        expires: u64::try_from(parsed.next_update()?.timestamp()).unwrap_or_default(),
+        serial: parsed.crl_number().map(ToString::to_string).unwrap_or_default(),
+        hostnames: String::new(),
+    })
+}
+
+fn common_name(name: &X509Name<'_>) -> String {
+    let common = name.iter_common_name().next().and_then(|name| name.as_str().ok());
+    tame(common.unwrap_or_default().as_bytes(), NAME_MAX)
+}
+
+/// Names as they may stand in logs and on terminals: whoever was given a certificate may have chosen them.
 fn alternative_names(certificate: &X509Certificate<'_>) -> Vec<String> {
     let names = certificate.subject_alternative_name().ok().flatten();
     let names = names.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
-    names.iter().filter_map(plain).collect()
+    let plain = names.iter().filter_map(plain).take(NAMES_MAX);
+    plain.map(|name| tame(name.as_bytes(), NAME_MAX)).collect()
 }
 
 fn plain(name: &GeneralName<'_>) -> Option<String> {

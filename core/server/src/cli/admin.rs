@@ -18,6 +18,7 @@ use keystead::{
     config::{AdminSocket, Flags, Level},
     reload::Reloaded,
     status::{self, Failed as Failure, KeyStatus, LastError, PeerStatus, Status, StoreStatus, VendorCode},
+    stores::Change,
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -129,7 +130,8 @@ impl Tell {
         if self.output.json {
             return print(&format!("{answer:#}\n"));
         }
-        let Reloaded { generation, added, changed, removed, tls, warnings } = parse(&answer)?;
+        let Reloaded { generation, stores: Change { added, changed, removed }, tls, warnings } =
+            parse(&answer)?;
         let mut text = format!("reloaded: generation {generation}\n");
         for (what, names) in [("added", added), ("opened anew", changed), ("removed", removed)] {
             if !names.is_empty() {
@@ -210,7 +212,7 @@ impl Server {
             Ok(config) => config.admin_socket.map(|socket| socket.path).ok_or_else(|| {
                 Failed::new("`admin_socket` is off in the configuration").hint("`--socket` names another one")
             }),
-            Err(_) => Ok(AdminSocket::default().path),
+            Err(failed) => Some(AdminSocket::default().path).filter(|path| path.exists()).ok_or(failed),
         }
     }
 }

@@ -129,7 +129,7 @@ fn to_text(
     match identity {
         Err(error) => line(&mut text, "error", &format!("TLS: {error}")),
         Ok(identity) => {
-            for warning in identity.expiries().iter().filter_map(server::expires_soon) {
+            for warning in identity.certificates().iter().filter_map(server::expires_soon) {
                 line(&mut text, "warning", &warning);
             }
             let (certificate, authorities) = (config.auth_cert.display(), config.client_ca.display());

@@ -116,7 +116,7 @@ impl Resolving<'_> {
                 .option("sign_retry_count", None, table::whole(0..=u32::MAX.into()))?
                 .unwrap_or(0),
             plugins: self.plugins()?,
-            stores: self.stores(limits.deadline)?,
+            stores: self.stores()?,
             limits,
             warnings: self.warnings,
         })
@@ -231,24 +231,24 @@ impl Resolving<'_> {
         })
     }
 
-    fn stores(&mut self, deadline: Duration) -> Result<Vec<Store>, Notice> {
+    fn stores(&mut self) -> Result<Vec<Store>, Notice> {
         self.variable("private_key_stores", |_| Err::<(), _>(NO_STORES_BY_VARIABLE.to_owned()))?;
         let position = self.table.position_of("private_key_stores");
         let list = self.table.take("private_key_stores");
         let Some(KeyFiles { dirs, files, source }) = self.key_files()? else {
-            return list.map_or_else(|| Ok(Vec::new()), |list| self.listed_stores(list, deadline));
+            return list.map_or_else(|| Ok(Vec::new()), |list| self.listed_stores(list));
         };
         if let Some(position) = position {
             let message = format!("all of `private_key_stores` is replaced by what {source}");
             self.warnings.push(Notice::new(message).at(position).about("private_key_stores"));
         }
-        let stores = store::key_files(&dirs, &files, deadline);
+        let stores = store::key_files(&dirs, &files);
         self.warnings.extend(store::decrypt_warning(&stores));
         Ok(stores)
     }
 
-    fn listed_stores(&mut self, list: Node, deadline: Duration) -> Result<Vec<Store>, Notice> {
-        let (stores, warnings) = store::read_list(list, deadline)?;
+    fn listed_stores(&mut self, list: Node) -> Result<Vec<Store>, Notice> {
+        let (stores, warnings) = store::read_list(list)?;
         self.warnings.extend(warnings);
         Ok(stores)
     }

@@ -101,8 +101,8 @@ pub struct StoreLimits {
     pub lanes: Option<usize>,
     /// Requests waiting for a lane; 1 to 65,536, default 256. Beyond it requests are shed.
     pub queue: usize,
-    /// From the arrival of a request to its answer; 10 ms to 10 min, default the server's.
-    pub deadline: Duration,
+    /// From the arrival of a request to its answer; 10 ms to 10 min, and never more than the server's. `None` for that.
+    pub deadline: Option<Duration>,
     /// How often the store is asked how it is, and whether its keys have changed; 1 s to 1 h, default 30 s.
     pub health_interval: Duration,
 }

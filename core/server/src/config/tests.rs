@@ -664,12 +664,7 @@ mod stores {
         assert_eq!((store.prove, store.verify_signatures), (Prove::Background, VerifySignatures::Auto));
         assert_eq!(
             store.limits,
-            StoreLimits {
-                lanes: None,
-                queue: 256,
-                deadline: Duration::from_secs(3),
-                health_interval: Duration::from_secs(30)
-            }
+            StoreLimits { lanes: None, queue: 256, deadline: None, health_interval: Duration::from_secs(30) }
         );
         assert_eq!(config.warnings, []);
     }
@@ -701,7 +696,7 @@ mod stores {
             StoreLimits {
                 lanes: Some(2),
                 queue: 3,
-                deadline: Duration::from_secs(4),
+                deadline: Some(Duration::from_secs(4)),
                 health_interval: Duration::from_secs(5)
             }
         );

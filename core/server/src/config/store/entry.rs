@@ -45,16 +45,13 @@ pub(in crate::config) const LIMITS: [&str; 6] =
 /// How often a store may be asked how it is.
 const HEALTH_INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3_600);
 
-/// The stores of a list, and what is worth a warning. `deadline` is the server's.
-pub(in crate::config) fn read_list(
-    node: Node,
-    deadline: Duration,
-) -> Result<(Vec<Store>, Vec<Notice>), Notice> {
+/// The stores of a list, and what is worth a warning.
+pub(in crate::config) fn read_list(node: Node) -> Result<(Vec<Store>, Vec<Notice>), Notice> {
     let entries = match node.value {
         Value::List(entries) => entries,
         other => return Err(misfit(LIST, node.position, &mismatch("a list", &other))),
     };
-    let mut reading = Reading { deadline, stores: Vec::new(), warnings: Vec::new() };
+    let mut reading = Reading { stores: Vec::new(), warnings: Vec::new() };
     for (index, entry) in entries.into_iter().enumerate() {
         reading.entry(entry, &format!("{LIST}[{index}]"))?;
     }
@@ -62,17 +59,16 @@ pub(in crate::config) fn read_list(
 }
 
 /// The stores of directories and files that a flag or variable lists.
-pub(in crate::config) fn key_files(dirs: &[String], files: &[String], deadline: Duration) -> Vec<Store> {
+pub(in crate::config) fn key_files(dirs: &[String], files: &[String]) -> Vec<Store> {
     let dirs = dirs.iter().map(|path| ("dir", path));
     let entries = dirs.chain(files.iter().map(|path| ("file", path)));
     let mut stores: Vec<_> =
-        entries.map(|(form, path)| Store { position: None, ..legacy_file(form, path, deadline) }).collect();
+        entries.map(|(form, path)| Store { position: None, ..legacy_file(form, path) }).collect();
     name_the_unnamed(&mut stores);
     stores
 }
 
 struct Reading {
-    deadline: Duration,
     stores: Vec<Store>,
     warnings: Vec<Notice>,
 }
@@ -104,7 +100,7 @@ impl Reading {
             return Err("expected a path or URI, got an empty string".into());
         }
         if form != "uri" {
-            self.stores.push(Store { position: Some(position), ..legacy_file(form, value, self.deadline) });
+            self.stores.push(Store { position: Some(position), ..legacy_file(form, value) });
             return Ok(());
         }
         let plugin = plugin_of(value).ok_or(
@@ -121,8 +117,7 @@ impl Reading {
             Some(uris) => uris.push(value.into()),
             None => {
                 let config = json!({ "uris": [value], "legacy": true });
-                self.stores
-                    .push(Store { position: Some(position), ..legacy_store(plugin, config, self.deadline) });
+                self.stores.push(Store { position: Some(position), ..legacy_store(plugin, config) });
             }
         }
         Ok(())
@@ -173,9 +168,7 @@ impl Reading {
         Ok(StoreLimits {
             lanes: limits.read("lanes", table::whole(1..=1_024))?,
             queue: limits.read("queue", table::whole(1..=65_536))?.unwrap_or(StoreLimits::QUEUE),
-            deadline: limits
-                .read("deadline", table::duration(StoreLimits::DEADLINES))?
-                .unwrap_or(self.deadline),
+            deadline: limits.read("deadline", table::duration(StoreLimits::DEADLINES))?,
             health_interval: limits
                 .read("health_interval", table::duration(HEALTH_INTERVALS))?
                 .unwrap_or(StoreLimits::HEALTH_INTERVAL),
@@ -251,11 +244,11 @@ pub(in crate::config) fn decrypt_warning(stores: &[Store]) -> Option<Notice> {
     legacy.first().map(|first| Notice { position: first.position, ..notice })
 }
 
-fn legacy_file(form: &str, path: &str, deadline: Duration) -> Store {
-    legacy_store("file", json!({ (form): path, "permissions": "warn" }), deadline)
+fn legacy_file(form: &str, path: &str) -> Store {
+    legacy_store("file", json!({ (form): path, "permissions": "warn" }))
 }
 
-fn legacy_store(plugin: &str, config: serde_json::Value, deadline: Duration) -> Store {
+fn legacy_store(plugin: &str, config: serde_json::Value) -> Store {
     Store {
         name: String::new(),
         plugin: plugin.to_owned(),
@@ -271,7 +264,7 @@ fn legacy_store(plugin: &str, config: serde_json::Value, deadline: Duration) -> 
         limits: StoreLimits {
             lanes: None,
             queue: StoreLimits::QUEUE,
-            deadline,
+            deadline: None,
             health_interval: StoreLimits::HEALTH_INTERVAL,
         },
         position: None,
