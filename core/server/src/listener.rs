@@ -8,7 +8,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -39,6 +39,12 @@ const BACKLOG: u32 = 1024;
 
 /// How long a handshake that is going on may take when the server stops.
 const LAST_HANDSHAKE: Duration = Duration::from_secs(1);
+
+/// How long a handshake may take while somebody else waits for its place.
+const SLOW_HANDSHAKE: Duration = Duration::from_secs(1);
+
+/// How often is looked for such.
+const MAKE_ROOM_EVERY: Duration = Duration::from_millis(250);
 
 /// What every connection of the server needs.
 pub struct Listener {
@@ -187,7 +193,6 @@ impl Listener {
             return;
         }
         self.metrics.backpressure(Waiting::Connections);
-        self.handshakes.evict(); // who has said nothing yet keeps nobody out
         if let Some(times) = self.said.full.due() {
             let limit = limit();
             tracing::warn!(
@@ -195,7 +200,8 @@ impl Listener {
                 "all {limit} places of `limits.connections` are taken; new clients wait for one"
             );
         }
-        self.places.take(limit).await;
+        // Who has not finished shaking hands by then keeps nobody out.
+        self.places.take(limit, || self.handshakes.evict_slow()).await;
     }
 
     async fn serve(&self, stream: TcpStream, address: SocketAddr, mut stop: watch::Receiver<bool>) {
@@ -403,10 +409,12 @@ impl Places {
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
-    async fn take(&self, limit: impl Fn() -> usize) {
+    /// Waits for one; meanwhile makes room again and again.
+    async fn take(&self, limit: impl Fn() -> usize, make_room: impl Fn()) {
         while !self.try_take(limit()) {
-            // A second at the most: the limit itself may have been raised meanwhile.
-            let _ = timeout(Duration::from_secs(1), self.freed.notified()).await;
+            make_room();
+            // For a moment only: the limit itself may have been raised meanwhile.
+            let _ = timeout(MAKE_ROOM_EVERY, self.freed.notified()).await;
         }
     }
 }
@@ -421,7 +429,7 @@ impl Drop for Place<'_> {
 /// The handshakes that go on, oldest first.
 #[derive(Default)]
 struct Handshakes {
-    going_on: Mutex<BTreeMap<u64, oneshot::Sender<()>>>,
+    going_on: Mutex<BTreeMap<u64, (Instant, oneshot::Sender<()>)>>,
     next: AtomicU64,
 }
 
@@ -438,7 +446,7 @@ impl Handshakes {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (evict, evicted) = oneshot::channel();
         let mut going_on = self.lock();
-        going_on.insert(number, evict);
+        going_on.insert(number, (Instant::now(), evict));
         if going_on.len() > limit {
             going_on.pop_first(); // whose receiver resolves with that
         }
@@ -446,16 +454,16 @@ impl Handshakes {
         (GoingOn { handshakes: self, number }, evicted)
     }
 
-    /// Has the oldest make room.
-    fn evict(&self) {
-        self.lock().pop_first();
+    /// Has those make room that take longer than a client who means it.
+    fn evict_slow(&self) {
+        self.lock().retain(|_, (since, _)| since.elapsed() < SLOW_HANDSHAKE);
     }
 
     fn count(&self) -> usize {
         self.lock().len()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, oneshot::Sender<()>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, (Instant, oneshot::Sender<()>)>> {
         self.going_on.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -501,12 +509,12 @@ mod tests {
         assert!(places.try_take(1) && !places.try_take(1));
         let place = Place(&places);
         let (limit, ()) = (AtomicUsize::new(1), ());
-        tokio::join!(places.take(|| limit.load(Ordering::Relaxed)), async { drop(place) });
+        tokio::join!(places.take(|| limit.load(Ordering::Relaxed), || ()), async { drop(place) });
         let raise = async {
             sleep(Duration::from_secs(5)).await;
             limit.store(2, Ordering::Relaxed);
         };
-        tokio::join!(places.take(|| limit.load(Ordering::Relaxed)), raise);
+        tokio::join!(places.take(|| limit.load(Ordering::Relaxed), || ()), raise);
         assert!(!places.try_take(2));
     }
 

@@ -306,3 +306,25 @@ fn plain(name: &GeneralName<'_>) -> Option<String> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+
+    use super::*;
+
+    #[test]
+    fn names_of_a_certificate_steer_no_terminal_and_are_bounded() {
+        let mut params = CertificateParams::new([]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, "two\nlines\u{202e}");
+        let long = || SanType::DnsName("x".repeat(5_000).try_into().unwrap());
+        params.subject_alt_names = vec![SanType::DnsName("esc\x1b[31m".try_into().unwrap()), long()];
+        params.subject_alt_names.extend((0..100).map(|_| long()));
+        let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        let peer = Peer::from_certificate(certificate.der()).unwrap();
+        assert_eq!(peer.name(), "esc\\u{1b}[31m");
+        assert!(!peer.subject.contains('\n') && !peer.subject.contains('\u{202e}'), "{}", peer.subject);
+        assert_eq!(peer.names.len(), NAMES_MAX);
+        assert!(peer.names.iter().all(|name| name.len() <= NAME_MAX + '…'.len_utf8()));
+    }
+}

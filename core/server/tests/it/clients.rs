@@ -291,6 +291,20 @@ fn requests_beyond_the_limit_of_a_connection_wait_for_an_answer_to_leave() {
 }
 
 #[test]
+fn clients_that_connect_and_say_nothing_keep_nobody_out() {
+    let files = Files::new();
+    let server = Server::with_keys(&files, "limits: {connections: 3}\n"); // and 1,024 handshakes
+    let silent: Vec<_> = (0..3).map(|_| TcpStream::connect(server.address).unwrap()).collect();
+    let mut clients: Vec<_> = (0..3).map(|_| Client::connect(&files, &server)).collect();
+    for client in &mut clients {
+        client.send(&ping(1, b"alive"));
+        assert!(client.answer().1.is_ok());
+    }
+    server.wait_for_metric("keystead_shed_total{where=\"handshakes\"} 3");
+    drop(silent);
+}
+
+#[test]
 fn both_versions_of_tls_are_spoken_and_a_setting_narrows_them() {
     let files = Files::new();
     let server = Server::with_keys(&files, "");

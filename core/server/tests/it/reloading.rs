@@ -242,6 +242,26 @@ fn a_refused_reload_is_told_in_status_metrics_and_log_and_a_good_one_ends_that()
 }
 
 #[test]
+fn what_can_be_read_and_would_be_regretted_is_refused() {
+    let files = Files::new();
+    let server = Server::start(&files, &web(&files, ""));
+    let refused = |why: &str| {
+        let (code, _, said) = server.admin(&["reload"]);
+        assert!(code == 1 && said.contains(why), "{said}");
+        assert!(sign(&mut Client::connect(&files, &server), "p256").is_ok());
+    };
+    files.change_config(""); // as a file is that was cut off before its stores
+    refused("the configuration has no stores any more");
+    let list = files.revoke(99, 2021);
+    files.change_config(&format!("{}tls: {{crl: {}}}\n", web(&files, ""), list.display()));
+    refused("the revocation list has expired, so that everybody would be refused");
+    fs::remove_file(files.change_config(&web(&files, ""))).unwrap();
+    refused("no such configuration file");
+    files.change_config(&web(&files, ""));
+    server.reload();
+}
+
+#[test]
 fn of_several_new_stores_one_that_fails_lets_none_serve() {
     let files = Files::new();
     let server = Server::start(&files, &web(&files, ""));

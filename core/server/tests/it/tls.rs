@@ -127,6 +127,20 @@ fn a_session_is_not_resumed_once_the_clients_certificate_has_expired() {
 }
 
 #[test]
+fn a_revocation_list_is_shown_and_warned_of_a_day_before_it_expires() {
+    let files = Files::new();
+    let list = files.revoke_until(CLIENT + 5, SystemTime::now() + Duration::from_secs(5 * 3_600 + 60));
+    let server = Server::with_keys(&files, &format!("tls: {{crl: {}}}\n", list.display()));
+    server.wait_for("revoked.pem expires in 5 hours; renew it");
+    let certificates = server.status()["certificates"].clone();
+    let shown = certificates.as_array().unwrap().iter().find(|one| one["role"] == "crl").unwrap();
+    assert!(shown["file"].as_str().unwrap().ends_with("revoked.pem"), "{shown}");
+    let (_, metrics) = server.get("/metrics");
+    let labels = "ca=\"false\",client=\"false\",cn=\"first\"";
+    assert!(metrics.lines().any(|line| line.contains(labels) && line.contains("revoked.pem")), "{metrics}");
+}
+
+#[test]
 fn a_reload_without_change_leaves_connections_and_sessions() {
     let files = Files::new();
     let server = Server::with_keys(&files, "tls: {resumption: true}\n");

@@ -121,6 +121,11 @@ impl Files {
 
     /// Has the CA revoke a serial number, in a list that is current until a year begins.
     pub(crate) fn revoke(&self, serial: u64, until: i32) -> PathBuf {
+        self.revoke_until(serial, date_time_ymd(until, 1, 1).into())
+    }
+
+    /// Has the CA revoke a serial number, in a list that is current until some time.
+    pub(crate) fn revoke_until(&self, serial: u64, until: SystemTime) -> PathBuf {
         let revoked = RevokedCertParams {
             serial_number: SerialNumber::from(serial),
             revocation_time: date_time_ymd(2020, 1, 1),
@@ -129,7 +134,7 @@ impl Files {
         };
         let list = CertificateRevocationListParams {
             this_update: date_time_ymd(2020, 1, 1),
-            next_update: date_time_ymd(until, 1, 1),
+            next_update: until.into(),
             crl_number: SerialNumber::from(1),
             issuing_distribution_point: None,
             revoked_certs: vec![revoked],
