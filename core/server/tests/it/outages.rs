@@ -230,6 +230,7 @@ fn the_keys_of_a_token_that_refuses_its_pin_are_not_called_unknown() {
     assert_eq!(store["state"], "down");
     assert_eq!(store["last_error"]["class"], "credentials");
     assert_eq!(store["last_error"]["vendor"], json!({"name": "CKR_PIN_INCORRECT", "code": 0xa0}));
+    server.wait_for("the store is down");
     assert_eq!(lines(&server, &["the store is down"]).len(), 1, "{}", server.log());
     assert!(!server.log().contains("another-pin"));
 }

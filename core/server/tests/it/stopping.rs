@@ -36,7 +36,7 @@ fn sigterm_finishes_what_is_in_flight_takes_no_more_and_exits_with_0() {
     assert_eq!(client.receive(), None);
     drop(client);
     assert_eq!(server.wait().code(), Some(0));
-    assert!(server.log().contains("stopped"));
+    server.wait_for("stopped");
 }
 
 /// Whether new connections are refused before the first slow answer can have ended the process.

@@ -285,6 +285,15 @@ impl Server {
         self.log.wait_for(text)
     }
 
+    /// Waits until a text stands in the log so many times.
+    pub(crate) fn wait_for_times(&self, text: &str, times: usize) {
+        let end = Instant::now() + PATIENCE;
+        while self.log().matches(text).count() < times {
+            assert!(Instant::now() < end, "`{text}` is not {times} times in\n{}", self.log());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// The log so far.
     pub(crate) fn log(&self) -> String {
         self.log.lines.lock().unwrap().0.join("\n")
