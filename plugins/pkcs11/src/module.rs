@@ -1,13 +1,17 @@
 //! The PKCS#11 libraries in this process.
 //!
-//! A library is initialised once, by whichever store needs it first, and stays to the end: C_Finalize would pull it
-//! from under other stores and from threads that still hang in it, and unloading a vendor's library crashes often
-//! enough. So every [`Module`] is leaked, and found again by its canonical path.
+//! A library is loaded once and stays to the end, since unloading a vendor's library crashes often enough. So every
+//! [`Module`] is leaked, and found again by its canonical path.
+//!
+//! It is initialised by whichever store needs it first. Some libraries look for tokens only then (SoftHSM2), or lose
+//! what they had for good when the device goes; what helps is C_Finalize and C_Initialize. But that would pull the
+//! library from under other stores and from threads that still hang in it. So whoever has a slot or a session holds a
+//! [`Lease`], and the library is finalised only while there is none.
 
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use cryptoki::{
@@ -34,11 +38,30 @@ const FOLDERS: [&str; 11] = [
     "/usr/local/lib",
 ];
 
-/// One initialised PKCS#11 library.
+/// One PKCS#11 library.
 pub(crate) struct Module {
     path: PathBuf,
     library: &'static Pkcs11,
     login: Mutex<()>,
+    /// Held through C_Initialize and C_Finalize, for which any other call at the same time is undefined.
+    life: Mutex<Life>,
+}
+
+/// From one C_Initialize to its C_Finalize; slots and sessions of one life mean nothing in the next.
+struct Life {
+    number: u64,
+    initialised: bool,
+    /// Whether another part of the process initialised it: then it isn't ours to finalise.
+    borrowed: bool,
+    users: Arc<()>,
+}
+
+/// The right to use the slots and sessions of one life: the library isn't finalised before it is dropped.
+#[derive(Clone)]
+pub(crate) struct Lease {
+    /// The number of the life.
+    pub(crate) life: u64,
+    _user: Arc<()>,
 }
 
 /// One slot with a token in it.
@@ -47,15 +70,16 @@ pub(crate) struct Present {
     pub(crate) slot: Slot,
     pub(crate) token: TokenInfo,
     pub(crate) info: Option<SlotInfo>,
+    pub(crate) lease: Lease,
 }
 
 impl Module {
-    /// The module of a library file; loads and initialises it where nobody has yet. A bare file name is looked for in
-    /// the usual folders.
+    /// The module of a library file; loads it where nobody has yet. A bare file name is looked for in the usual
+    /// folders.
     ///
     /// # Errors
     ///
-    /// Where the file is missing or isn't a PKCS#11 library, and where C_Initialize fails.
+    /// Where the file is missing or isn't a PKCS#11 library.
     pub(crate) fn at(path: &Path) -> Result<&'static Self, Problem> {
         let bare = path.parent().is_some_and(|folder| folder.as_os_str().is_empty());
         let found = bare.then(|| find([path])).flatten();
@@ -88,22 +112,64 @@ impl Module {
 
     fn load(path: PathBuf) -> Result<&'static Self, Problem> {
         let library = Pkcs11::new(&path).map_err(|failure| Problem::new(not_loaded(&path, &failure)))?;
-        // Leaked before it is initialised: a library whose C_Initialize failed isn't unloaded either.
         let library: &'static Pkcs11 = Box::leak(Box::new(library));
-        match library.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
-            Ok(()) => tracing::info!(module = %path.display(), "module initialised"),
+        let life = Life { number: 0, initialised: false, borrowed: false, users: Arc::default() };
+        Ok(Box::leak(Box::new(Self { path, library, login: Mutex::new(()), life: Mutex::new(life) })))
+    }
+
+    /// The right to use it; initialises it where it isn't.
+    ///
+    /// # Errors
+    ///
+    /// Where C_Initialize fails.
+    pub(crate) fn lease(&self) -> Result<Lease, Problem> {
+        let mut life = self.life();
+        if !life.initialised {
+            self.initialise(&mut life)?;
+        }
+        Ok(Lease { life: life.number, _user: Arc::clone(&life.users) })
+    }
+
+    /// Finalises it where it still is in a life in which nothing else helped, so that the next lease initialises it
+    /// anew. Answers whether that is done, here or by somebody else; it isn't while anybody has a lease.
+    pub(crate) fn renew(&self, failed: u64) -> bool {
+        let mut life = self.life();
+        if life.number != failed || !life.initialised {
+            return true;
+        }
+        // No lease can come up meanwhile: each is made with the lock held, or is the copy of one that there is.
+        if life.borrowed || Arc::get_mut(&mut life.users).is_none() {
+            return false;
+        }
+        match self.library.clone().finalize() {
+            Ok(()) | Err(Failure::Pkcs11(RvError::CryptokiNotInitialized, _)) => life.initialised = false,
+            Err(failure) => {
+                tracing::warn!(module = %self.path.display(), "the module can't be finalised: {failure}");
+            }
+        }
+        !life.initialised
+    }
+
+    fn initialise(&self, life: &mut Life) -> Result<(), Problem> {
+        let module = self.path.display();
+        match self.library.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+            Ok(()) if life.number == 0 => tracing::info!(%module, "module initialised"),
+            Ok(()) => tracing::debug!(%module, "module initialised anew"),
             Err(Failure::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {
-                tracing::info!(module = %path.display(), "module was initialised already");
+                tracing::info!(%module, "module was initialised already");
+                life.borrowed = true;
             }
             Err(failure) => {
-                let error = ckr::error(&format!("module `{}`", path.display()), &failure);
+                let error = ckr::error(&format!("module `{module}`"), &failure);
                 return Err(Problem::new(error).hint(
                     "check the vendor's configuration file and environment variables, that its daemon \
                      runs, and that the server's user may use both",
                 ));
             }
         }
-        Ok(Box::leak(Box::new(Self { path, library, login: Mutex::new(()) })))
+        life.initialised = true;
+        life.number += 1;
+        Ok(())
     }
 
     /// The library.
@@ -131,22 +197,26 @@ impl Module {
     /// # Errors
     ///
     /// Where the slots can't be listed.
-    pub(crate) fn tokens(&self) -> Result<Vec<Present>, Error> {
+    pub(crate) fn tokens(&self, lease: &Lease) -> Result<Vec<Present>, Error> {
         let doing = format!("listing the slots of module `{}`", self.path.display());
         let slots = self.library.get_slots_with_token().map_err(|failure| ckr::error(&doing, &failure))?;
-        Ok(slots.into_iter().filter_map(|slot| self.present(slot)).collect())
+        Ok(slots.into_iter().filter_map(|slot| self.present(slot, lease)).collect())
     }
 
     /// Slots whose token doesn't answer, or was never initialised, hold nothing to be found.
-    fn present(&self, slot: Slot) -> Option<Present> {
+    fn present(&self, slot: Slot, lease: &Lease) -> Option<Present> {
         let token = self.library.get_token_info(slot).ok()?;
         let info = self.library.get_slot_info(slot).ok();
-        (token.token_initialized() || !token.label().is_empty()).then_some(Present { slot, token, info })
+        let named = token.token_initialized() || !token.label().is_empty();
+        named.then(|| Present { slot, token, info, lease: lease.clone() })
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Where the module of one path is, or will be. The lock is held through C_Initialize, for which calling it twice at
-/// once is undefined; other modules don't wait.
+/// Where the module of one path is, or will be. The lock is held while the library is loaded; other modules don't wait.
 struct Place {
     module: Mutex<Option<&'static Module>>,
 }

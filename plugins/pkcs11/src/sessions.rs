@@ -16,7 +16,7 @@ use std::{
 use cryptoki::object::ObjectHandle;
 use keystead_plugin_api::{Code, Error};
 
-use crate::{ckr, keys::KeyId};
+use crate::{ckr, keys::KeyId, module::Lease};
 
 /// How long a call without a deadline waits for a session, as gokeyless does.
 const WAIT: Duration = Duration::from_secs(10);
@@ -25,6 +25,8 @@ const WAIT: Duration = Duration::from_secs(10);
 pub(crate) struct Session {
     pub(crate) raw: cryptoki::session::Session,
     pub(crate) handles: HashMap<KeyId, ObjectHandle>,
+    /// Dropped last, when the session is closed.
+    pub(crate) _lease: Lease,
 }
 
 /// The sessions of one token.

@@ -11,10 +11,10 @@ use zeroize::Zeroizing;
 use crate::{
     Problem,
     keys::{self, Found},
-    module::{Module, Present},
+    module::{Lease, Module, Present},
     sessions::Session,
     token::{self, Pin, Settings, Token},
-    uri::{Dialect, ObjectSelector, PinSource, Uri},
+    uri::{Dialect, ObjectSelector, PinSource, Selectors, Uri},
 };
 
 /// JSON Schema of the configuration.
@@ -68,14 +68,12 @@ impl Entry {
     ///
     /// # Errors
     ///
-    /// Those of [`keys::find`]; without a login a missing key may be there all the same, which is another error.
+    /// Those of [`keys::find`]; where the token or the login is lost, a missing key may be there all the same, which is
+    /// another error.
     pub(crate) fn find(&self, session: &Session) -> Result<Found, Problem> {
         keys::find(&session.raw, &self.object).map_err(|problem| {
-            if problem.error.code != Code::NotFound || !self.token.has_lost_login(session) {
-                return problem;
-            }
-            let message = format!("the login on token `{}` was lost", self.token.label);
-            Problem::new(Error::new(Code::Unavailable, message)).hint("the next health check logs in again")
+            let lost = self.token.lost(session).filter(|_| problem.error.code == Code::NotFound);
+            lost.unwrap_or(problem)
         })
     }
 }
@@ -199,9 +197,7 @@ impl Opening<'_> {
             }
         };
         let module = Module::at(&path)?;
-        let (tokens, library) = slots.of(module)?;
-        let present = token::choose(tokens, library, &uri.token)?;
-        Ok((module, present.clone()))
+        Ok((module, slots.choose(module, &uri.token)?))
     }
 
     fn open(&mut self, group: &Group) -> Option<Token> {
@@ -272,21 +268,54 @@ impl Opening<'_> {
 
 /// The tokens of each module, listed once.
 #[derive(Default)]
-struct Slots(Vec<(&'static Module, Vec<Present>, Option<cryptoki::context::Info>)>);
+struct Slots(Vec<Slotted>);
+
+struct Slotted {
+    module: &'static Module,
+    tokens: Vec<Present>,
+    library: Option<cryptoki::context::Info>,
+    lease: Lease,
+    /// Whether the module has been initialised anew for a token that wasn't there.
+    renewed: bool,
+}
 
 impl Slots {
-    fn of(
-        &mut self,
-        module: &'static Module,
-    ) -> Result<(&[Present], Option<&cryptoki::context::Info>), Error> {
-        let at = match self.0.iter().position(|(known, ..)| known.path() == module.path()) {
-            Some(at) => at,
-            None => {
-                self.0.push((module, module.tokens()?, module.info()));
-                self.0.len() - 1
-            }
+    /// The one token that selectors mean. Where it isn't there, the module is initialised anew and asked once more, if
+    /// nobody uses it: SoftHSM2, for one, looks for tokens only then.
+    fn choose(&mut self, module: &'static Module, selectors: &Selectors) -> Result<Present, Problem> {
+        let known = self.0.iter().position(|slotted| slotted.module.path() == module.path());
+        let mut slotted = match known {
+            Some(at) => self.0.swap_remove(at),
+            None => Slotted::list(module)?,
         };
-        Ok(self.0.get(at).map_or((&[], None), |(_, tokens, info)| (tokens.as_slice(), info.as_ref())))
+        let mut chosen = slotted.choose(selectors);
+        let absent = |problem: &Problem| problem.error.code == Code::Unavailable;
+        if chosen.as_ref().is_err_and(absent) && !slotted.renewed {
+            slotted = slotted.list_anew()?;
+            chosen = slotted.choose(selectors);
+        }
+        self.0.push(slotted);
+        chosen
+    }
+}
+
+impl Slotted {
+    fn list(module: &'static Module) -> Result<Self, Problem> {
+        let lease = module.lease()?;
+        let tokens = module.tokens(&lease)?;
+        Ok(Self { module, tokens, library: module.info(), lease, renewed: false })
+    }
+
+    /// What is listed after the module has been initialised anew; or the same, where others use it.
+    fn list_anew(self) -> Result<Self, Problem> {
+        let (module, life) = (self.module, self.lease.life);
+        drop(self);
+        module.renew(life);
+        Ok(Self { renewed: true, ..Self::list(module)? })
+    }
+
+    fn choose(&self, selectors: &Selectors) -> Result<Present, Problem> {
+        token::choose(&self.tokens, self.library.as_ref(), selectors).cloned()
     }
 }
 

@@ -2,14 +2,14 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use cryptoki::{
     context::Info,
     error::{Error as Failure, RvError},
     session::{SessionInfo, SessionState, UserType},
-    slot::{Limit, Slot},
+    slot::{Limit, Slot, TokenInfo},
     types::RawAuthPin,
 };
 use keystead_plugin_api::{Call, Code, Credentials, Error, Lane};
@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use crate::{
     Problem, ckr,
     mechanism::Allowed,
-    module::{Module, Present},
+    module::{Lease, Module, Present},
     sessions::{Pool, Session},
     uri::{Selector, Selectors},
 };
@@ -30,7 +30,7 @@ pub(crate) type Pin = Zeroizing<Vec<u8>>;
 /// session, the anchor, stays open beside those of the lanes.
 pub(crate) struct Token {
     module: &'static Module,
-    slot: Slot,
+    seat: Mutex<Seat>,
     /// What the operator calls it.
     pub(crate) label: String,
     /// What the memory of refused PINs calls it.
@@ -41,6 +41,12 @@ pub(crate) struct Token {
     pub(crate) allowed: Allowed,
     anchor: Mutex<Option<Session>>,
     pool: Pool,
+}
+
+/// The slot that the token had in a life of its module.
+struct Seat {
+    life: u64,
+    slot: Slot,
 }
 
 /// What a store says of a token.
@@ -134,16 +140,16 @@ impl Token {
         let info = &present.token;
         let token = Self {
             module,
-            slot: present.slot,
+            seat: Mutex::new(Seat { life: present.lease.life, slot: present.slot }),
             label: info.label().to_owned(),
-            identity: [info.manufacturer_id(), info.model(), info.serial_number(), info.label()].join("/"),
+            identity: identity(info),
             pin: settings.pin,
             credentials: settings.credentials,
             allowed: mechanisms(module, present.slot),
             anchor: Mutex::new(None),
             pool: Pool::new(limit.map(|limit| limit.max(2) - 1)),
         };
-        let anchor = token.open_anchor()?;
+        let anchor = token.open_anchor(present.lease.clone())?;
         *token.anchor.lock().unwrap_or_else(PoisonError::into_inner) = Some(anchor);
         Ok(token)
     }
@@ -161,7 +167,9 @@ impl Token {
     ) -> Result<T, Error> {
         match call.lane {
             Lane::Housekeeping => self.with_anchor(work),
-            Lane::Inline | Lane::Number(_) => self.pool.with(call.deadline, || self.open_session(), work),
+            Lane::Inline | Lane::Number(_) => {
+                self.pool.with(call.deadline, || self.open_session(self.module.lease()?), work)
+            }
         }
     }
 
@@ -174,13 +182,26 @@ impl Token {
         self.with_anchor(|anchor| {
             let info =
                 anchor.raw.get_session_info().map_err(|failure| self.error("health check", &failure))?;
+            self.answers(info)?;
             if is_public(info) { self.login(anchor).map_err(Error::from) } else { Ok(()) }
         })
     }
 
-    /// Whether the login was lost: then private keys can't be seen, and seem to be gone.
-    pub(crate) fn has_lost_login(&self, session: &Session) -> bool {
-        self.pin.is_some() && session.raw.get_session_info().is_ok_and(is_public)
+    /// Why private keys may be there though they can't be seen: the token went, or the login.
+    pub(crate) fn lost(&self, session: &Session) -> Option<Problem> {
+        let info = session.raw.get_session_info().ok()?;
+        if let Err(gone) = self.answers(info) {
+            return Some(Problem::new(gone).hint("the next health checks look for it"));
+        }
+        let message = format!("the login on token `{}` was lost", self.label);
+        let lost = Problem::new(Error::new(Code::Unavailable, message));
+        (self.pin.is_some() && is_public(info)).then(|| lost.hint("the next health check logs in again"))
+    }
+
+    /// Asks the token itself: a session may outlive it, and tell that all is well (SoftHSM2).
+    fn answers(&self, info: SessionInfo) -> Result<(), Error> {
+        let answer = self.module.library().get_token_info(info.slot_id());
+        answer.map(drop).map_err(|failure| self.error("health check", &failure))
     }
 
     /// How many lanes may work at once, where some had to wait for that reason.
@@ -199,7 +220,7 @@ impl Token {
     fn with_anchor<T>(&self, work: impl FnOnce(&mut Session) -> Result<T, Error>) -> Result<T, Error> {
         let mut anchor = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
         if anchor.is_none() {
-            *anchor = Some(self.open_anchor()?);
+            *anchor = Some(self.open_anchor_again()?);
         }
         let Some(session) = anchor.as_mut() else {
             return Err(Error::new(Code::Internal, "no anchor session"));
@@ -211,23 +232,53 @@ impl Token {
         done
     }
 
-    fn open_anchor(&self) -> Result<Session, Problem> {
-        let session = self.open_session()?;
+    /// Opens the anchor after it was lost. Where a new session doesn't help either, the module may have lost the token
+    /// for good, as SoftHSM2 does: then it is initialised anew, if nobody else uses it.
+    fn open_anchor_again(&self) -> Result<Session, Problem> {
+        let lease = self.module.lease()?;
+        let life = lease.life;
+        match self.open_anchor(lease) {
+            Err(problem) if problem.error.code == Code::Unavailable => {
+                self.pool.close();
+                if self.module.renew(life) { self.open_anchor(self.module.lease()?) } else { Err(problem) }
+            }
+            opened => opened,
+        }
+    }
+
+    fn open_anchor(&self, lease: Lease) -> Result<Session, Problem> {
+        let session = self.open_session(lease)?;
         self.login(&session)?;
         Ok(session)
     }
 
     /// A read-write session, since some modules (AWS CloudHSM) have no other; a read-only one where that is refused.
-    fn open_session(&self) -> Result<Session, Error> {
-        let library = self.module.library();
-        let raw = match library.open_rw_session(self.slot) {
+    fn open_session(&self, lease: Lease) -> Result<Session, Error> {
+        let (library, slot) = (self.module.library(), self.slot(&lease)?);
+        let raw = match library.open_rw_session(slot) {
             Err(failure) if !matches!(failure, Failure::Pkcs11(RvError::SessionCount, _)) => {
-                library.open_ro_session(self.slot).map_err(|_| failure)
+                library.open_ro_session(slot).map_err(|_| failure)
             }
             opened => opened,
         };
         let raw = raw.map_err(|failure| self.error("opening a session", &failure))?;
-        Ok(Session { raw, handles: HashMap::new() })
+        Ok(Session { raw, handles: HashMap::new(), _lease: lease })
+    }
+
+    /// The token's slot; looked for where the module has been initialised anew, since slots may be numbered otherwise.
+    fn slot(&self, lease: &Lease) -> Result<Slot, Error> {
+        let mut seat = self.seat();
+        if seat.life != lease.life {
+            let present = self.module.tokens(lease)?;
+            let own = present.iter().find(|present| identity(&present.token) == self.identity);
+            let gone = || Error::new(Code::Unavailable, format!("token `{}` is not there", self.label));
+            *seat = Seat { life: lease.life, slot: own.ok_or_else(gone)?.slot };
+        }
+        Ok(seat.slot)
+    }
+
+    fn seat(&self) -> MutexGuard<'_, Seat> {
+        self.seat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn login(&self, session: &Session) -> Result<(), Problem> {
@@ -258,6 +309,11 @@ impl Token {
     fn error(&self, doing: &str, failure: &Failure) -> Error {
         ckr::error(&format!("{doing} on token `{}`", self.label), failure)
     }
+}
+
+/// What tells a token from every other.
+fn identity(info: &TokenInfo) -> String {
+    [info.manufacturer_id(), info.model(), info.serial_number(), info.label()].join("/")
 }
 
 /// Whether nobody is logged in.

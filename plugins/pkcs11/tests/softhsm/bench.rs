@@ -101,6 +101,16 @@ impl Bench {
         path
     }
 
+    /// Takes every token away, as if the device were unplugged.
+    pub(crate) fn unplug(&self) {
+        fs::rename(self.folder.join("tokens"), self.folder.join("unplugged")).unwrap();
+    }
+
+    /// Brings them back.
+    pub(crate) fn plug_in(&self) {
+        fs::rename(self.folder.join("unplugged"), self.folder.join("tokens")).unwrap();
+    }
+
     /// How often a function was called through [`spy`].
     pub(crate) fn calls(&self, function: &str) -> usize {
         let log = fs::read_to_string(self.folder.join("spy")).unwrap_or_default();

@@ -343,6 +343,96 @@ on_softhsm!(after_a_logout_health_logs_in_and_keys_are_found_again, |bench| {
     prove(&session, p256);
 });
 
+on_softhsm!(a_token_that_comes_later_is_found, |bench| {
+    let late = store(&[uri_at(&spy(), "late", "object=p256", PIN)]);
+    let absent = late.open().unwrap_err();
+    assert_eq!(absent.code, Code::Unavailable, "{absent}");
+    assert!(absent.message.contains("no such token is there; the module has no token"), "{absent}");
+    bench.token("late");
+    bench.generate("late", "EC:prime256v1", "p256", "01");
+    let session = late.open().unwrap();
+    prove(&session, key(&session.listing().unwrap(), "p256"));
+    assert_eq!(bench.calls("C_Finalize"), 2, "once for each look that found no token at first");
+});
+
+on_softhsm!(a_module_that_cannot_be_initialised_is_tried_again, |bench| {
+    bench.token("keys");
+    bench.generate("keys", "EC:prime256v1", "p256", "01");
+    bench.unplug();
+    let subject = store(&[uri("keys", "object=p256")]);
+    for _ in 0..2 {
+        let failed = subject.open().unwrap_err();
+        assert_eq!(failed.code, Code::Unavailable, "{failed}");
+        assert_eq!(failed.vendor.unwrap().name, "CKR_GENERAL_ERROR");
+    }
+    bench.plug_in();
+    let session = subject.open().unwrap();
+    prove(&session, key(&session.listing().unwrap(), "p256"));
+});
+
+on_softhsm!(two_stores_that_wait_for_their_tokens_do_not_keep_each_other_from_them, |bench| {
+    let stores = ["one", "two"].map(|token| store(&[uri(token, "object=p256")]));
+    for store in &stores {
+        assert_eq!(store.open().unwrap_err().code, Code::Unavailable);
+    }
+    for token in ["one", "two"] {
+        bench.token(token);
+        bench.generate(token, "EC:prime256v1", "p256", "01");
+    }
+    let start = Barrier::new(2);
+    thread::scope(|scope| {
+        for store in &stores {
+            scope.spawn(|| {
+                start.wait();
+                let session = (0..100).find_map(|_| store.open().ok()).expect("one of many tries works");
+                prove(&session, key(&session.listing().unwrap(), "p256"));
+            });
+        }
+    });
+});
+
+on_softhsm!(a_module_in_use_is_not_initialised_anew, |bench| {
+    bench.token("keys");
+    bench.generate("keys", "EC:prime256v1", "p256", "01");
+    let session = store(&[uri_at(&spy(), "keys", "object=p256", PIN)]).open().unwrap();
+    let listing = session.listing().unwrap();
+    let late = store(&[uri_at(&spy(), "late", "object=p256", PIN)]);
+    assert_eq!(late.open().unwrap_err().code, Code::Unavailable);
+    assert_eq!(bench.calls("C_Finalize"), 0);
+    prove(&session, key(&listing, "p256"));
+    session.close().unwrap();
+    assert_eq!(late.open().unwrap_err().code, Code::Unavailable);
+    assert_eq!(bench.calls("C_Finalize"), 1, "nobody uses it any more");
+});
+
+on_softhsm!(a_token_that_goes_and_comes_back_serves_again, |bench| {
+    bench.token("keys");
+    bench.generate("keys", "EC:prime256v1", "p256", "01");
+    let session = store(&[uri("keys", "object=p256")]).open().unwrap();
+    let listing = session.listing().unwrap();
+    let p256 = key(&listing, "p256");
+    prove(&session, p256);
+    bench.unplug();
+    for _ in 0..2 {
+        let gone = session.sign(p256, Algorithm::EcdsaSha256, &[1; 32]).unwrap_err();
+        assert_eq!(gone.code, Code::Unavailable, "{gone}");
+        assert_eq!(session.health().unwrap_err().code, Code::Unavailable);
+        assert_eq!(session.listing().unwrap().keys.len(), 1, "the key stays listed meanwhile");
+    }
+    bench.plug_in();
+    session.health().unwrap();
+    prove(&session, p256);
+
+    bench.unplug();
+    session.sign(p256, Algorithm::EcdsaSha256, &[1; 32]).unwrap_err();
+    bench.plug_in();
+    let lost = session.sign(p256, Algorithm::EcdsaSha256, &[1; 32]).unwrap_err();
+    assert_eq!(lost.code, Code::Unavailable, "the module has lost it for good: {lost}");
+    session.health().unwrap_err();
+    session.health().expect("the second look after that initialises the module anew");
+    prove(&session, p256);
+});
+
 on_softhsm!(a_key_in_the_place_of_another_never_signs_for_it, |bench| {
     bench.token("keys");
     bench.generate("keys", "EC:prime256v1", "p256", "01");
