@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 use aws_lc_rs::{hmac, rand::SystemRandom};
 use keystead_plugin_host as host;
 use keystead_plugin_host::{Algorithm, Class, Failure, Host, Key};
+use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
 use crate::{
@@ -37,6 +38,8 @@ pub struct ManagedStore {
     refused: OnceLock<Failure>,
     /// Until when requests go to other stores first: milliseconds since the process started, 0 for not at all.
     suspect_until: AtomicU64,
+    /// Told when a call failed in a way that its health may explain.
+    ails: Notify,
     failures: Failures,
     figures: Figures,
     history: Mutex<History>,
@@ -92,6 +95,7 @@ impl ManagedStore {
             state: ArcSwap::from_pointee(Dated { state: State::Opening, since: SystemTime::now() }),
             refused: OnceLock::new(),
             suspect_until: AtomicU64::new(0),
+            ails: Notify::new(),
             failures: Failures::new(&config.name),
             history: Mutex::new(History::new(&figures)),
             figures,
@@ -227,12 +231,8 @@ impl ManagedStore {
             return Err(refused.clone());
         }
         let outcome = call.await;
-        match &outcome {
-            Ok(_) if self.suspect_until.load(Ordering::Relaxed) != 0 => {
-                self.suspect_until.store(0, Ordering::Relaxed);
-            }
-            Ok(_) => {}
-            Err(failure) => self.failed(failure),
+        if let Err(failure) = &outcome {
+            self.failed(failure);
         }
         outcome
     }
@@ -247,6 +247,7 @@ impl ManagedStore {
         let outcome = self.ask(call).await;
         if outcome.is_ok() {
             self.failures.succeeded();
+            self.trust();
         }
         self.figures.note(
             algorithm,
@@ -261,9 +262,21 @@ impl ManagedStore {
             Class::Credentials if self.refused.set(failure.clone()).is_ok() => self.fell(failure.clone()),
             Class::Deadline | Class::Unavailable => {
                 self.suspect_until.store(uptime(SUSPECT_FOR), Ordering::Relaxed);
+                self.ails.notify_one();
             }
             _ => {}
         }
+    }
+
+    fn trust(&self) {
+        if self.suspect_until.load(Ordering::Relaxed) != 0 {
+            self.suspect_until.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until a call has failed in a way that its health may explain.
+    pub(crate) async fn ails(&self) {
+        self.ails.notified().await;
     }
 
     /// Whether requests should go to it before others that hold the key: it is up, and hasn't just let a request wait
@@ -291,6 +304,7 @@ impl ManagedStore {
         }
         if !self.is_up() {
             self.failures.end();
+            self.trust();
         }
         self.set(State::Up);
     }

@@ -17,7 +17,7 @@ use keystead_plugin_host::{Class, Failure, Finding, Host, Isolation, Listing, Se
 use tokio::{
     sync::watch,
     task::{AbortHandle, JoinSet, spawn_blocking},
-    time::{sleep, timeout, timeout_at},
+    time::{sleep, sleep_until, timeout, timeout_at},
 };
 
 use crate::{
@@ -452,6 +452,7 @@ impl Entry {
             store: Arc::clone(&self.store),
             look: Arc::clone(&self.look),
             listed,
+            asked: Instant::now(),
             found: HashSet::new(),
         };
         let store = Arc::downgrade(&self.store);
@@ -529,6 +530,8 @@ struct Keeper {
     look: Arc<Look>,
     /// Where it is open, and its keys are listed: the generation of that.
     listed: Option<Option<u64>>,
+    /// When it was last asked how it is.
+    asked: Instant,
     /// The findings of the last listing, which needn't be told again.
     found: HashSet<(String, String)>,
 }
@@ -594,24 +597,32 @@ impl Keeper {
         }
     }
 
-    /// Waits until the listing has changed; meanwhile asks for the store's health, more often while that is bad.
-    /// Answers the look that was wanted, if it found the change.
-    async fn changed(&self, generation: &mut Option<u64>) -> Option<u64> {
+    /// Waits until the listing has changed; meanwhile asks for the store's health, more often while that is bad. When a
+    /// call has failed it asks soon, since that is when a plugin sees to a device that was gone. Answers the look that
+    /// was wanted, if it found the change.
+    async fn changed(&mut self, generation: &mut Option<u64>) -> Option<u64> {
         let listed = Instant::now();
         loop {
             let interval = self.store.health_interval();
             let interval = if self.store.is_up() { interval } else { interval.min(BACK_OFF.1) };
+            let ails = async {
+                self.store.ails().await;
+                sleep_until((self.asked + BACK_OFF.1).into()).await;
+            };
             let look = tokio::select! {
+                biased; // a plugin that always tells of changes is asked for its health all the same
+                () = sleep_until((self.asked + interval).into()) => None,
+                look = self.look.wanted() => Some(look),
+                () = ails => None,
                 () = self.store.store().keys_changed() => {
                     sleep(LIST_EVERY.saturating_sub(listed.elapsed())).await;
                     return None;
                 }
-                look = self.look.wanted() => Some(look),
-                () = sleep(interval) => None,
             };
             if self.store.is_refused() {
                 std::future::pending::<()>().await;
             }
+            self.asked = Instant::now();
             let failure = match self.store.ask(self.store.store().health()).await {
                 Ok(now) => {
                     self.store.recovered();
