@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use keystead_plugin_host::{Algorithm, Failure, Family, Key};
+use keystead_plugin_host::{Algorithm, Failure, Family, Isolation, Key};
 use keystead_protocol::Ski;
 use serde::{Deserialize, Serialize};
 
@@ -357,6 +357,15 @@ impl KeyStatus {
             algorithms: key.algorithms().iter().map(|algorithm| algorithm.name().to_owned()).collect(),
             proven: key.is_proven(),
         }
+    }
+}
+
+/// The word for where a plugin runs.
+#[must_use]
+pub fn isolation(isolation: Isolation) -> &'static str {
+    match isolation {
+        Isolation::Inline => "inline",
+        Isolation::Process => "process",
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use keystead::{config::Flags, server, stores::isolation_name};
+use keystead::{config::Flags, server, status};
 use keystead_plugin_host::Found;
 use serde_json::{Value, json};
 
@@ -37,7 +37,7 @@ fn to_json(plugin: &Found) -> Value {
         "version": description.map(|description| &description.version),
         "vendor": description.map(|description| &description.vendor),
         "contract": description.map(|description| description.contract),
-        "isolation": description.map(|description| isolation_name(description.isolation)),
+        "isolation": description.map(|description| status::isolation(description.isolation)),
         "refused": plugin.description.as_ref().err().map(|failure| failure.to_string()),
     })
 }
