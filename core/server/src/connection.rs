@@ -18,7 +18,7 @@ use keystead_protocol::{ErrorCode, Frame, HEADER_LEN, MAX_FRAME, Request, Respon
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
-    time::{sleep_until, timeout},
+    time::{sleep_until, timeout, timeout_at},
 };
 
 use crate::{config::Limits, service::Service, tls::Peer};
@@ -36,8 +36,8 @@ const KEPT: usize = 64 << 10;
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u64 = 16 << 20;
 
-/// How long a connection that was told to end may go on bringing requests, and how long it is waited for the next: what
-/// was sent before the client could know is on its way.
+/// How long a connection that was told to end may go on bringing requests, the rest of one, or its first: a client that
+/// has just shaken hands is about to send it. And how long any other is waited for, which may be on its way.
 const LAST_READS: Duration = Duration::from_secs(1);
 const LAST_READ: Duration = Duration::from_millis(50);
 
@@ -122,8 +122,15 @@ where
         requests: Arc::new(Semaphore::new(limits.in_flight)),
         bytes: Arc::new(Semaphore::new(BYTES_IN_FLIGHT)),
     };
-    let reader =
-        Reader { input: &mut input, client, limits, stop, buffer: BytesMut::new(), frame_since: None };
+    let reader = Reader {
+        input: &mut input,
+        client,
+        limits,
+        stop,
+        buffer: BytesMut::new(),
+        frame_since: None,
+        is_new: true,
+    };
     let mut writer = pin!(write(output, ready, limits.write_timeout));
     let end = tokio::select! {
         end = reader.run() => end,
@@ -224,6 +231,8 @@ struct Reader<'a, S> {
     stop: Stop,
     buffer: BytesMut,
     frame_since: Option<Instant>,
+    /// Whether the client hasn't sent anything yet.
+    is_new: bool,
 }
 
 impl<S: AsyncRead + Send> Reader<'_, S> {
@@ -232,7 +241,7 @@ impl<S: AsyncRead + Send> Reader<'_, S> {
         loop {
             match self.fill().await {
                 Ok(0) => return if self.buffer.is_empty() { End::Client } else { End::Broken },
-                Ok(_) => {}
+                Ok(_) => self.is_new = false,
                 Err(End::Stopped) => return self.finish().await,
                 Err(end) => return end,
             }
@@ -257,13 +266,16 @@ impl<S: AsyncRead + Send> Reader<'_, S> {
     }
 
     /// Reads what has arrived by now, so that a request which was sent before the client could know of the end is
-    /// answered.
+    /// answered. Waits for the first request, and for the rest of one.
     async fn finish(mut self) -> End {
         let until = Instant::now() + LAST_READS;
         while Instant::now() < until {
             self.buffer.reserve(READ);
-            match timeout(LAST_READ, self.input.read_buf(&mut self.buffer)).await {
-                Ok(Ok(read)) if read > 0 => {}
+            // The first one, or the rest of one, is sure to come; another may be on its way.
+            let is_due = self.is_new || !self.buffer.is_empty();
+            let patience = if is_due { until } else { until.min(Instant::now() + LAST_READ) };
+            match timeout_at(patience.into(), self.input.read_buf(&mut self.buffer)).await {
+                Ok(Ok(read)) if read > 0 => self.is_new = false,
                 _ => break,
             }
             if let Some(end) = self.take().await {

@@ -138,34 +138,37 @@ impl Listener {
         while accepting.join_next().await.is_some() {}
     }
 
-    async fn listen(self: Arc<Self>, socket: TcpListener, mut stop: watch::Receiver<bool>) {
+    async fn listen(self: Arc<Self>, socket: TcpListener, stop: watch::Receiver<bool>) {
         let mut connections = JoinSet::new();
-        let stopping = stop.clone();
-        tokio::select! {
-            biased;
-            _ = stop.wait_for(|stop| *stop) => {}
-            () = self.accept(socket, &stopping, &mut connections) => {}
-        }
+        self.accept(socket, stop, &mut connections).await;
         while connections.join_next().await.is_some() {} // one that panicked doesn't end the others
     }
 
-    /// Accepts until it is dropped; the socket closes with it, so that clients go elsewhere while connections end.
-    /// A place is taken by a connection, never by a socket that waits for one.
+    /// Accepts until `stop`; the socket closes with that, so that clients go elsewhere while connections end. What has
+    /// been accepted is served. A place is taken by a connection, never by a socket that waits for one.
     async fn accept(
         self: &Arc<Self>,
         socket: TcpListener,
-        stop: &watch::Receiver<bool>,
+        mut stop: watch::Receiver<bool>,
         connections: &mut JoinSet<()>,
     ) {
         let (mut pause, mut told) = (BACK_OFF.0, false);
         loop {
-            match socket.accept().await {
+            let accepted = tokio::select! {
+                biased;
+                () = stopped(&mut stop) => return,
+                accepted = socket.accept() => accepted,
+            };
+            match accepted {
                 Ok((stream, address)) => {
                     pause = BACK_OFF.0;
                     if std::mem::take(&mut told) {
                         tracing::info!("connections are accepted again");
                     }
-                    self.place().await;
+                    tokio::select! {
+                        () = self.place() => {}
+                        () = stopped(&mut stop) => self.places.add(), // nobody else is accepted
+                    }
                     while connections.try_join_next().is_some() {}
                     let (shared, stop) = (Arc::clone(self), stop.clone());
                     connections.spawn(async move {
@@ -179,7 +182,7 @@ impl Listener {
                         told = true;
                         tracing::warn!(%error, "connections can't be accepted; {}", cure(&error));
                     }
-                    sleep(pause).await;
+                    let _ = timeout(pause, stopped(&mut stop)).await;
                     pause = (pause * 2).min(BACK_OFF.1);
                 }
             }
@@ -237,8 +240,8 @@ impl Listener {
     ) -> Result<(TlsStream<TcpStream>, Member), Refused> {
         let (_going_on, evicted) = self.handshakes.begin(limits.handshakes);
         let identity = self.identity.load_full();
-        let stopped = async {
-            let _ = stop.wait_for(|stop| *stop).await;
+        let overdue = async {
+            stopped(stop).await;
             sleep(LAST_HANDSHAKE).await;
         };
         let shaken = tokio::select! {
@@ -247,7 +250,7 @@ impl Listener {
                 self.metrics.shed(Shed::Handshakes);
                 return Err(Refused::new(Reason::Shed, "it had to make room for a newer one"));
             }
-            () = stopped => return Err(Refused::new(Reason::Stopping, "the server stops")),
+            () = overdue => return Err(Refused::new(Reason::Stopping, "the server stops")),
         };
         let stream = shaken
             .map_err(|_| Refused::new(Reason::Timeout, "it was not finished in time"))?
@@ -298,6 +301,11 @@ impl Listener {
             tracing::warn!(%address, reason = reason.name(), times, "a client is refused: {message}");
         }
     }
+}
+
+/// Waits until it becomes true.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// Why a client isn't served.
@@ -407,6 +415,11 @@ impl Places {
     fn try_take(&self, limit: usize) -> bool {
         let more = |taken| (taken < limit).then_some(taken + 1);
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    /// Takes one, whatever the limit is.
+    fn add(&self) {
+        self.taken.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Waits for one; meanwhile makes room again and again.

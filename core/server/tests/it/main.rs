@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod absent_token;
+mod activation;
 mod backends;
 mod clients;
 mod command_line;

@@ -3,13 +3,13 @@
 use std::{
     cell::Cell,
     collections::HashMap,
-    fs,
+    fs::{self, File},
     io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Condvar, LazyLock, Mutex},
+    sync::{Arc, Condvar, LazyLock, Mutex, mpsc},
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -20,7 +20,10 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
     IsCa, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    fs::{CWD, FileType, Mode, mknodat},
+    process::{Pid, Signal, kill_process},
+};
 use rustls::{
     ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned,
     crypto::aws_lc_rs,
@@ -254,8 +257,13 @@ impl Server {
     }
 
     /// Starts a command that serves, and waits until it listens.
-    pub(crate) fn spawn(mut command: Command) -> Self {
-        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    pub(crate) fn spawn(command: Command) -> Self {
+        Self::spawn_with(command, Stdio::null())
+    }
+
+    /// As [`Self::spawn`], with something as its standard input.
+    pub(crate) fn spawn_with(mut command: Command, input: impl Into<Stdio>) -> Self {
+        let mut child = command.stdin(input).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Log::default());
         let (errors, shared) = (child.stderr.take().unwrap(), Arc::clone(&log));
         thread::spawn(move || shared.collect(errors));
@@ -427,6 +435,33 @@ pub(crate) fn hostile(files: &Files, plan: &str) -> String {
     )
 }
 
+/// A named pipe that a call of the hostile plugin waits at: its deed is `{wait_for: PATH}`.
+pub(crate) struct Gate {
+    pub(crate) path: PathBuf,
+    writer: Option<File>,
+}
+
+impl Gate {
+    pub(crate) fn new(files: &Files) -> Self {
+        let path = files.path("gate");
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        Self { path, writer: None }
+    }
+
+    /// Returns when a call waits; fails where none comes.
+    pub(crate) fn reached(&mut self) {
+        let ((opened, writer), path) = (mpsc::channel(), self.path.clone());
+        // Opening ends when the other end is open too. In a thread, for it may never be.
+        thread::spawn(move || opened.send(File::options().write(true).open(path)));
+        self.writer = Some(writer.recv_timeout(PATIENCE).expect("no call came to the gate").unwrap());
+    }
+
+    /// Lets it pass.
+    pub(crate) fn open(&mut self) {
+        self.writer = None;
+    }
+}
+
 /// A client that speaks raw bytes over TLS.
 pub(crate) struct Client {
     stream: StreamOwned<ClientConnection, TcpStream>,
@@ -441,6 +476,7 @@ impl Client {
     /// Connects and shakes hands.
     pub(crate) fn connect_with(tls: Arc<ClientConfig>, address: SocketAddr) -> io::Result<Self> {
         let mut socket = TcpStream::connect(address)?;
+        socket.set_nodelay(true)?; // what was sent has left
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
         let mut connection =
@@ -472,20 +508,18 @@ impl Client {
         closed
     }
 
-    /// The next answer as raw bytes; `None` where the server has closed the connection.
+    /// The next answer as raw bytes; `None` where the server has closed the connection, however.
     pub(crate) fn receive(&mut self) -> Option<Vec<u8>> {
-        self.read_frame().unwrap_or_else(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => None,
-            _ => panic!("reading an answer: {error}"),
-        })
+        match self.try_receive() {
+            Ok(frame) => frame,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => None,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => None,
+            Err(error) => panic!("reading an answer: {error}"),
+        }
     }
 
-    /// The next answer; `None` where there is none, whatever the reason.
-    pub(crate) fn try_receive(&mut self) -> Option<Vec<u8>> {
-        self.read_frame().ok().flatten()
-    }
-
-    fn read_frame(&mut self) -> io::Result<Option<Vec<u8>>> {
+    /// The next answer as raw bytes; `None` where the server has closed the connection as it should.
+    pub(crate) fn try_receive(&mut self) -> io::Result<Option<Vec<u8>>> {
         loop {
             if let Some((frame, _)) = Frame::split(&self.buffer) {
                 let len = frame.len();
@@ -538,11 +572,13 @@ impl Client {
     }
 }
 
-fn id(frame: &[u8]) -> u32 {
+/// The id of a frame.
+pub(crate) fn id(frame: &[u8]) -> u32 {
     Header::decode(frame[..HEADER_LEN].try_into().unwrap()).id
 }
 
-fn content(frame: &[u8]) -> Result<Vec<u8>, ErrorCode> {
+/// The content of an answer.
+pub(crate) fn content(frame: &[u8]) -> Result<Vec<u8>, ErrorCode> {
     match Response::decode(&frame[HEADER_LEN..]).unwrap() {
         Response::Success(payload) | Response::Pong(payload) => Ok(payload.to_vec()),
         Response::Failure(code) => Err(code),
