@@ -52,7 +52,9 @@ pub enum End {
     Client,
     /// The client was idle.
     Idle,
-    /// It was told to end.
+    /// Its peer is trusted no more.
+    Dismissed,
+    /// The server stops.
     Stopped,
     /// The client sent something that isn't the protocol.
     Malformed,
@@ -68,7 +70,7 @@ impl End {
     /// Whether nothing went wrong.
     #[must_use]
     pub fn is_clean(self) -> bool {
-        matches!(self, Self::Client | Self::Idle | Self::Stopped)
+        matches!(self, Self::Client | Self::Dismissed | Self::Idle | Self::Stopped)
     }
 
     /// The word for it, which is a label of a metric.
@@ -77,6 +79,7 @@ impl End {
         match self {
             Self::Client => "client",
             Self::Idle => "idle",
+            Self::Dismissed => "dismissed",
             Self::Stopped => "stopping",
             Self::Malformed => "malformed",
             Self::FrameTimeout => "frame_timeout",
@@ -100,10 +103,12 @@ impl Stop {
         Self { server, peer }
     }
 
-    async fn requested(&mut self) {
+    /// Waits for either; answers which.
+    async fn requested(&mut self) -> End {
         tokio::select! {
-            _ = self.server.wait_for(|stop| *stop) => {}
-            _ = self.peer.wait_for(|stop| *stop) => {}
+            biased;
+            _ = self.peer.wait_for(|stop| *stop) => End::Dismissed,
+            _ = self.server.wait_for(|stop| *stop) => End::Stopped,
         }
     }
 }
@@ -295,7 +300,7 @@ impl<S: AsyncRead + Send> Reader<'_, S> {
             };
             tokio::select! {
                 biased; // a busy client can't put off a stop, and bytes that are there are never too late
-                () = self.stop.requested() => return Err(End::Stopped),
+                end = self.stop.requested() => return Err(end),
                 read = self.input.read_buf(&mut self.buffer) => return closed(read),
                 () = sleep_until(patience.into()) => {}
             }

@@ -224,9 +224,9 @@ impl Listener {
         };
         let end = tokio::select! {
             end = connection::serve(stream, Arc::clone(&peer), Arc::clone(&self.service), &limits, stop) => end,
-            () = overdue => End::Stopped,
+            () = overdue => End::Dismissed,
         };
-        let reason = if *member.dismissed().borrow() { "dismissed" } else { end.reason() };
+        let reason = end.reason();
         self.metrics.closed(reason, !end.is_clean());
         tracing::debug!(%address, peer = peer.name(), reason, "disconnected");
     }
