@@ -131,7 +131,8 @@ impl Drop for Socket {
 fn said(path: &Path, error: &io::Error) -> String {
     let what = match error.kind() {
         io::ErrorKind::NotFound => "its directory doesn't exist".to_owned(),
-        io::ErrorKind::AddrInUse => "another server listens there".to_owned(),
+        io::ErrorKind::AddrInUse if is_socket(path) => "another server listens there".to_owned(),
+        io::ErrorKind::AddrInUse => "there is a file that is no socket".to_owned(),
         _ => error.to_string(),
     };
     format!("no admin socket {}: {what}", path.display())
@@ -143,9 +144,12 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 
 /// Whether a socket's file has nobody behind it.
 fn is_left_behind(path: &Path) -> bool {
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
     let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-    is_socket && Blocking::connect(path).is_err_and(refused)
+    is_socket(path) && Blocking::connect(path).is_err_and(refused)
+}
+
+fn is_socket(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
 fn is_allowed(stream: &UnixStream) -> bool {

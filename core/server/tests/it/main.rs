@@ -4,6 +4,7 @@
 
 mod absent_token;
 mod activation;
+mod administration;
 mod backends;
 mod clients;
 mod command_line;

@@ -220,7 +220,8 @@ pub(crate) struct Server {
     log: Arc<Log>,
     pub(crate) address: SocketAddr,
     pub(crate) metrics: SocketAddr,
-    admin: PathBuf,
+    /// Its admin socket.
+    pub(crate) admin: PathBuf,
 }
 
 /// What the server has logged, and a way to wait for more.
