@@ -9,7 +9,12 @@ use std::{
 
 use arc_swap::ArcSwap;
 use keystead_plugin_host::{Failure, Host, Settings, search_path};
-use tokio::{net::TcpListener, sync::mpsc, task::JoinSet, time::interval};
+use tokio::{
+    net::TcpListener,
+    sync::mpsc,
+    task::{JoinHandle, JoinSet},
+    time::interval,
+};
 
 use crate::{
     admin,
@@ -212,7 +217,7 @@ pub async fn run(launch: Launch) -> Result<(), Error> {
     let outcome = tokio::select! {
         () = obey(&daemon, &mut orders) => Ok(()),
         (store, failure) = daemon.stores.critical_failure() => Err(Error::Critical { store, failure }),
-        _ = &mut serving, if daemon.phase() == Phase::Serving => {
+        () = gone(&daemon, &mut serving) => {
             Err(io::Error::other("no connections are accepted any more; that is a defect, please report it").into())
         }
     };
@@ -220,7 +225,7 @@ pub async fn run(launch: Launch) -> Result<(), Error> {
     systemd::stopping();
     tracing::info!("stopping; what is in flight has {grace:?}");
     daemon.stop();
-    if tokio::time::timeout(grace, &mut serving).await.is_err() {
+    if !serving.is_finished() && tokio::time::timeout(grace, &mut serving).await.is_err() {
         tracing::warn!("some requests were not finished within {grace:?}");
         serving.abort();
     }
@@ -228,6 +233,14 @@ pub async fn run(launch: Launch) -> Result<(), Error> {
     let _no_reload = tokio::time::timeout(CLOSE_GRACE, daemon.reloading.lock()).await;
     daemon.stores.close(CLOSE_GRACE).await;
     outcome
+}
+
+/// Waits until nobody accepts connections, though nobody said so.
+async fn gone(daemon: &Daemon, serving: &mut JoinHandle<()>) {
+    let _ = serving.await;
+    if daemon.phase() != Phase::Serving {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Does what the owner says, until that is to stop.
