@@ -232,6 +232,7 @@ pub async fn run(launch: Launch) -> Result<(), Error> {
     // A reload that is going on would open stores behind the closing.
     let _no_reload = tokio::time::timeout(CLOSE_GRACE, daemon.reloading.lock()).await;
     daemon.stores.close(CLOSE_GRACE).await;
+    let _ = tokio::time::timeout(CLOSE_GRACE, tasks.shutdown()).await; // with its task goes the admin socket's file
     outcome
 }
 
