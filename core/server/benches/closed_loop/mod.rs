@@ -1,0 +1,96 @@
+//! A closed loop on a server: a few connections with some requests in flight each, and the next request when an answer
+//! has come.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use keystead_client::Client;
+use keystead_protocol::{Opcode, Ski};
+use rustls::version::{TLS12, TLS13};
+
+use crate::world::{Files, Server};
+
+const CONNECTIONS: usize = 4;
+
+/// What a load came to.
+pub(crate) struct Load {
+    /// Operations per second.
+    pub(crate) rate: f64,
+    /// Processor time of the server, µs per operation.
+    pub(crate) server: f64,
+    /// Sorted, µs.
+    latencies: Vec<u64>,
+}
+
+impl Load {
+    pub(crate) fn percentile(&self, percent: usize) -> f64 {
+        self.latencies[(self.latencies.len() - 1) * percent / 100] as f64
+    }
+}
+
+/// Loads a server by connections of their own, for a time.
+pub(crate) fn load(
+    files: &Files,
+    server: &Server,
+    (ski, opcode): (Ski, Opcode),
+    in_flight: usize,
+    time: Duration,
+) -> Load {
+    let tls = files.client_tls(&[&TLS12, &TLS13]);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let clients: Vec<Client> = (0..CONNECTIONS)
+        .map(|_| {
+            let name = "localhost".try_into().unwrap();
+            Client::builder([server.address.to_string()], name, Arc::clone(&tls)).build().unwrap()
+        })
+        .collect();
+    runtime.block_on(async {
+        for client in &clients {
+            client.sign(ski, opcode, &[1; 32]).await.unwrap(); // connected, and the key proven
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let (before, started) = (cpu(server.pid()), Instant::now());
+        let workers: Vec<_> = clients
+            .iter()
+            .flat_map(|client| std::iter::repeat_n(client, in_flight))
+            .map(|client| tokio::spawn(worker(client.clone(), ski, opcode, Arc::clone(&stop))))
+            .collect();
+        tokio::time::sleep(time).await;
+        stop.store(true, Ordering::Relaxed);
+        let mut latencies = Vec::new();
+        for worker in workers {
+            latencies.extend(worker.await.unwrap());
+        }
+        let (spent, took) = (cpu(server.pid()) - before, started.elapsed());
+        latencies.sort_unstable();
+        let operations = latencies.len() as f64;
+        Load {
+            rate: operations / took.as_secs_f64(),
+            server: spent.as_secs_f64() * 1e6 / operations,
+            latencies,
+        }
+    })
+}
+
+async fn worker(client: Client, ski: Ski, opcode: Opcode, stop: Arc<AtomicBool>) -> Vec<u64> {
+    let mut latencies = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let started = Instant::now();
+        client.sign(ski, opcode, &[1; 32]).await.unwrap();
+        latencies.push(u64::try_from(started.elapsed().as_micros()).unwrap());
+    }
+    latencies
+}
+
+/// Processor time of a process so far: `utime` and `stime` of proc(5), in clock ticks of 10 ms.
+fn cpu(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}
