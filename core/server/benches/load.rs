@@ -2,7 +2,7 @@
 //!
 //! What it prints is the processor time of the server for one operation, beside that of the bare library (aws-lc-rs) in
 //! the same run: their ratio is what counts, since machines differ. `--seconds N` sets how long each measurement takes;
-//! `--test` runs each for a moment only.
+//! other than by `cargo bench`, or with `--test`, each takes a moment only.
 
 #![expect(
     clippy::unwrap_used,
@@ -27,7 +27,7 @@ use aws_lc_rs::{
 use keystead_protocol::Opcode;
 use rustix::time::{ClockId, clock_gettime};
 
-use closed_loop::load;
+use closed_loop::{is_measured, load};
 use world::{Files, Server, skis};
 
 const IN_FLIGHT: usize = 16;
@@ -35,9 +35,9 @@ const IN_FLIGHT: usize = 16;
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let seconds = arguments.iter().skip_while(|argument| *argument != "--seconds").nth(1);
-    let time = match arguments.iter().any(|argument| argument == "--test") {
-        true => Duration::from_millis(200),
-        false => Duration::from_secs(seconds.map_or(10, |seconds| seconds.parse().unwrap())),
+    let time = match is_measured() {
+        true => Duration::from_secs(seconds.map_or(10, |seconds| seconds.parse().unwrap())),
+        false => Duration::from_millis(200),
     };
     let files = Files::new();
     let server = Server::with_keys(&files, "");

@@ -33,6 +33,13 @@ impl Load {
     }
 }
 
+/// Whether measuring is what is wanted, and not a moment only that shows that everything runs: `cargo bench` says so, and
+/// `cargo test` doesn't.
+pub(crate) fn is_measured() -> bool {
+    let has = |name| std::env::args().any(|argument| argument == name);
+    has("--bench") && !has("--test")
+}
+
 /// Loads a server by connections of their own, for a time.
 pub(crate) fn load(
     files: &Files,
