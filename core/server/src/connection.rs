@@ -2,8 +2,8 @@
 //!
 //! The reader decodes together whatever one read brought. What needs no waiting is answered on the spot, and a batch is
 //! spread over the workers; the rest becomes tasks. The writer sends whatever is ready in one write. A request holds
-//! its share of the connection's budget until its answer is written, so that neither a flood of requests nor a client
-//! that doesn't read takes more memory than the budget.
+//! its share of the connection's budget until its answer is written, so that neither a flood of requests nor clients
+//! that don't read take more memory than the budget: each connection has a little of its own, and all share the rest.
 
 use std::{
     io,
@@ -21,10 +21,21 @@ use tokio::{
     time::{sleep_until, timeout, timeout_at},
 };
 
-use crate::{config::Limits, service::Service, tls::Peer};
+use crate::{
+    config::Limits,
+    service::{ANSWER, Service},
+    tls::Peer,
+};
 
-/// Bytes of requests that one connection may have in work: 64 of the largest, or thousands of the usual.
-const BYTES_IN_FLIGHT: usize = 64 * MAX_FRAME;
+/// Bytes of requests that one connection may have in work whatever the others do: two of the largest, or a hundred of
+/// the usual, padded ones.
+const OWN_BYTES: usize = 2 * MAX_FRAME;
+
+/// What it may have beyond that of the bytes that all share: 62 of the largest, or thousands of the usual.
+const MORE_BYTES: usize = 62 * MAX_FRAME;
+
+/// Bytes of requests that all connections share: 256 MiB, however many they are.
+const SHARED_BYTES: usize = 4096 * MAX_FRAME;
 
 /// What one read may bring: sixteen padded requests, one TLS record.
 const READ: usize = 16 << 10;
@@ -113,20 +124,31 @@ impl Stop {
     }
 }
 
+/// The bytes that all connections share.
+#[derive(Clone, Debug)]
+pub struct Pool(Arc<Semaphore>);
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(SHARED_BYTES)))
+    }
+}
+
 /// Serves one connection to its end.
-pub async fn serve<S>(stream: S, peer: Arc<Peer>, service: Arc<Service>, limits: &Limits, stop: Stop) -> End
+pub async fn serve<S>(
+    stream: S,
+    peer: Arc<Peer>,
+    service: Arc<Service>,
+    pool: &Pool,
+    limits: &Limits,
+    stop: Stop,
+) -> End
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let (mut input, output) = tokio::io::split(stream);
     let (answers, ready) = mpsc::unbounded_channel(); // bounded by the budget: each answer holds a share of it
-    let client = Client {
-        peer,
-        service,
-        answers,
-        requests: Arc::new(Semaphore::new(limits.in_flight)),
-        bytes: Arc::new(Semaphore::new(BYTES_IN_FLIGHT)),
-    };
+    let client = Client { peer, service, answers, allowance: Allowance::new(limits.in_flight, pool) };
     let reader = Reader {
         input: &mut input,
         client,
@@ -160,12 +182,53 @@ struct Client {
     peer: Arc<Peer>,
     service: Arc<Service>,
     answers: mpsc::UnboundedSender<Answer>,
-    requests: Arc<Semaphore>,
-    bytes: Arc<Semaphore>,
+    allowance: Allowance,
 }
 
-/// A share of the connection's budget.
-type Budget = [Option<OwnedSemaphorePermit>; 2];
+/// What one connection may have in work.
+#[derive(Clone)]
+struct Allowance {
+    requests: Arc<Semaphore>,
+    own: Arc<Semaphore>,
+    more: Arc<Semaphore>,
+    shared: Arc<Semaphore>,
+}
+
+/// A part of an allowance, given back when dropped.
+type Budget = [Option<OwnedSemaphorePermit>; 3];
+
+impl Allowance {
+    fn new(requests: usize, pool: &Pool) -> Self {
+        Self {
+            requests: Arc::new(Semaphore::new(requests)),
+            own: Arc::new(Semaphore::new(OWN_BYTES)),
+            more: Arc::new(Semaphore::new(MORE_BYTES)),
+            shared: Arc::clone(&pool.0),
+        }
+    }
+
+    /// A part for a request of so many bytes, where there is one without waiting.
+    fn try_take(&self, bytes: usize) -> Option<Budget> {
+        let request = Arc::clone(&self.requests).try_acquire_owned().ok()?;
+        let some = |of: &Arc<Semaphore>| Arc::clone(of).try_acquire_many_owned(permits(bytes)).ok();
+        if let Some(own) = some(&self.own) {
+            return Some([Some(request), Some(own), None]);
+        }
+        let (more, shared) = (some(&self.more)?, some(&self.shared)?);
+        Some([Some(request), Some(more), Some(shared)])
+    }
+
+    /// Waits for one of the connection's own: what others hold may never come back.
+    async fn take(&self, bytes: usize) -> Budget {
+        let request = Arc::clone(&self.requests).acquire_owned().await.ok();
+        [request, Arc::clone(&self.own).acquire_many_owned(permits(bytes)).await.ok(), None]
+    }
+}
+
+/// One for each byte of a request, or of its answer where that is longer; a frame has 64 KiB at the most.
+fn permits(bytes: usize) -> u32 {
+    u32::try_from(bytes.max(ANSWER)).unwrap_or(u32::MAX)
+}
 
 struct Answer {
     frame: Vec<u8>,
@@ -181,12 +244,6 @@ struct Pending {
 }
 
 impl Client {
-    async fn budget(&self, bytes: usize) -> Budget {
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let requests = Arc::clone(&self.requests).acquire_owned().await.ok();
-        [requests, Arc::clone(&self.bytes).acquire_many_owned(bytes).await.ok()]
-    }
-
     /// Answers a batch: a part here, the rest on other workers.
     async fn answer_all(&self, mut batch: Vec<Pending>) {
         let workers = tokio::runtime::Handle::current().metrics().num_workers();
@@ -313,7 +370,7 @@ impl<S: AsyncRead + Send> Reader<'_, S> {
     }
 
     fn is_idle(&self) -> bool {
-        self.client.requests.available_permits() == self.limits.in_flight
+        self.client.allowance.requests.available_permits() == self.limits.in_flight
     }
 
     /// Takes every whole frame out of the buffer. Waits here while the connection's budget is used up, so that the
@@ -322,11 +379,14 @@ impl<S: AsyncRead + Send> Reader<'_, S> {
         let mut batch = Vec::new();
         while let Some((frame, _)) = Frame::split(&self.buffer) {
             let (header, len) = (frame.header, frame.len());
-            if self.is_spent(len) {
-                self.client.service.waits();
-                self.client.answer_all(std::mem::take(&mut batch)).await;
-            }
-            let budget = self.client.budget(len).await;
+            let budget = match self.client.allowance.try_take(len) {
+                Some(budget) => budget,
+                None => {
+                    self.client.service.waits();
+                    self.client.answer_all(std::mem::take(&mut batch)).await; // it holds what is waited for
+                    self.client.allowance.take(len).await
+                }
+            };
             let body = self.buffer.split_to(len).freeze().slice(HEADER_LEN..);
             self.frame_since = None;
             if header.major != VERSION_MAJOR {
@@ -341,11 +401,6 @@ impl<S: AsyncRead + Send> Reader<'_, S> {
             }
         }
         Ok(batch)
-    }
-
-    /// Whether the next request has to wait for answers; those of the batch must be on their way then.
-    fn is_spent(&self, bytes: usize) -> bool {
-        self.client.requests.available_permits() == 0 || self.client.bytes.available_permits() < bytes
     }
 }
 
@@ -389,5 +444,34 @@ async fn write<S: AsyncWrite>(
     match timeout(patience, output.shutdown()).await {
         Ok(_) => End::Client,
         Err(_) => End::WriteTimeout,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_that_hold_all_that_is_shared_leave_another_its_own() {
+        let pool = Pool::default();
+        let greedy: Vec<_> = (0..100).map(|_| Allowance::new(1024, &pool)).collect();
+        let take = |allowance: &Allowance| std::iter::from_fn(|| allowance.try_take(MAX_FRAME)).collect();
+        let held: Vec<Vec<Budget>> = greedy.iter().map(take).collect();
+        assert_eq!(held[0].len(), 64);
+        let bytes: usize = held.iter().map(|held| held.len() * MAX_FRAME).sum();
+        assert_eq!(bytes, SHARED_BYTES + 100 * OWN_BYTES);
+        let good = Allowance::new(1024, &pool);
+        let small: Vec<_> = std::iter::from_fn(|| good.try_take(1)).collect();
+        assert_eq!(small.len(), OWN_BYTES / ANSWER);
+    }
+
+    #[tokio::test]
+    async fn who_has_used_up_everything_goes_on_when_an_answer_has_left() {
+        let allowance = Allowance::new(2, &Pool::default());
+        let (first, _second) = (allowance.try_take(1), allowance.try_take(1));
+        assert!(first.is_some() && allowance.try_take(1).is_none());
+        assert!(poll_immediate(pin!(allowance.take(1))).await.is_none());
+        drop(first);
+        assert!(poll_immediate(pin!(allowance.take(1))).await.is_some());
     }
 }

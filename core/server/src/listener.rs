@@ -23,7 +23,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
     config::{Config, Limits},
-    connection::{self, End, Stop},
+    connection::{self, End, Pool, Stop},
     failures::Repeated,
     metrics::{Metrics, Shed, Tally, Waiting},
     peers::{Member, Peers},
@@ -62,6 +62,7 @@ pub struct Listener {
     places: Places,
     handshakes: Handshakes,
     open: Arc<Tally>,
+    pool: Pool,
 }
 
 /// What may happen many times a second, and is said once, then in counts.
@@ -120,6 +121,7 @@ impl Listener {
             places: Places::default(),
             handshakes: Handshakes::default(),
             open: Arc::default(),
+            pool: Pool::default(),
         })
     }
 
@@ -223,7 +225,7 @@ impl Listener {
             sleep(limits.grace).await;
         };
         let end = tokio::select! {
-            end = connection::serve(stream, Arc::clone(&peer), Arc::clone(&self.service), &limits, stop) => end,
+            end = connection::serve(stream, Arc::clone(&peer), Arc::clone(&self.service), &self.pool, &limits, stop) => end,
             () = overdue => End::Dismissed,
         };
         let reason = end.reason();

@@ -19,6 +19,9 @@ use crate::{
     tls::Peer,
 };
 
+/// Bytes of an answer of the usual, padded size.
+pub(crate) const ANSWER: usize = 1040;
+
 /// Pauses before a request that failed in a way that may pass is tried again with the same stores.
 const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(250)];
 
@@ -74,7 +77,7 @@ impl Service {
     /// Answers the body of one frame with a frame of the same id. A body that can't be read is answered with
     /// [`ErrorCode::FORMAT`].
     pub async fn answer(&self, peer: &Peer, id: u32, body: &[u8], arrived: Instant) -> Vec<u8> {
-        let mut frame = Vec::with_capacity(1040); // an answer of the usual, padded size
+        let mut frame = Vec::with_capacity(ANSWER);
         let Ok(request) = Request::decode(body) else {
             encode(Response::Failure(ErrorCode::FORMAT), id, &mut frame);
             return frame;
