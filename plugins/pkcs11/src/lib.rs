@@ -19,7 +19,7 @@ mod uri;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -52,6 +52,8 @@ pub struct Pkcs11 {
     keys: RwLock<HashMap<KeyId, Arc<Key>>>,
     /// How many listings were incomplete for reasons that may pass.
     unsettled: AtomicU64,
+    /// What was said of tokens that fail while others serve.
+    told: Mutex<Vec<String>>,
 }
 
 /// A key that the store has listed.
@@ -84,7 +86,8 @@ impl Backend for Pkcs11 {
 
     fn open(host: Host) -> Result<Self, Error> {
         let Opened { tokens, entries, findings } = store::open(host)?;
-        Ok(Self { host, tokens, entries, findings, keys: RwLock::default(), unsettled: AtomicU64::new(0) })
+        let (keys, unsettled, told) = Default::default();
+        Ok(Self { host, tokens, entries, findings, keys, unsettled, told })
     }
 
     fn keys(&self, call: &Call<'_>) -> Result<Listing, Error> {
@@ -142,13 +145,13 @@ impl Backend for Pkcs11 {
 
     fn health(&self, _call: &Call<'_>) -> Result<Health, Error> {
         let failures: Vec<Error> = self.tokens.iter().filter_map(|token| token.check().err()).collect();
-        for failure in &failures {
-            tracing::warn!("{failure}");
-        }
         let all = failures.len() == self.tokens.len();
-        match failures.into_iter().next() {
-            Some(failure) if all => Err(failure),
-            _ => Ok(Health { generation: self.generation() }),
+        match failures.first() {
+            Some(failure) if all => Err(failure.clone()), // which the server tells
+            _ => {
+                self.warn_of(&failures);
+                Ok(Health { generation: self.generation() })
+            }
         }
     }
 
@@ -233,6 +236,16 @@ impl Pkcs11 {
         }
         session.handles.insert(key.id, found.handle);
         Ok(found.handle)
+    }
+
+    /// Says which tokens fail while others serve: once, not at every look.
+    fn warn_of(&self, failures: &[Error]) {
+        let now: Vec<String> = failures.iter().map(ToString::to_string).collect();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        for failure in now.iter().filter(|failure| !told.contains(failure)) {
+            tracing::warn!("{failure}");
+        }
+        *told = now;
     }
 
     /// Changes when a new listing would tell more than the last one.

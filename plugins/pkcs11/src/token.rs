@@ -201,7 +201,7 @@ impl Token {
     /// Asks the token itself: a session may outlive it, and tell that all is well (SoftHSM2).
     fn answers(&self, info: SessionInfo) -> Result<(), Error> {
         let answer = self.module.library().get_token_info(info.slot_id());
-        answer.map(drop).map_err(|failure| self.error("health check", &failure))
+        answer.map(drop).map_err(|failure| ckr::error(&format!("asking token `{}`", self.label), &failure))
     }
 
     /// How many lanes may work at once, where some had to wait for that reason.

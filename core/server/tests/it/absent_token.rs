@@ -153,4 +153,7 @@ fn a_token_that_goes_while_the_server_runs_is_down_not_empty_and_served_once_it_
     assert_the_files_serve(&mut client);
     plugged.come_back(&mut client, "gone for a while");
     wait_for_state(&server, "up");
+    server.wait_for("the store is back after");
+    let log = server.log();
+    assert!(!log.contains("WARN keystead::plugin"), "each look at the token is a line:\n{log}");
 }
