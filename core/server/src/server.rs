@@ -9,6 +9,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use keystead_plugin_host::{Failure, Host, Settings, search_path};
+use rustix::process::{Resource, getrlimit};
 use tokio::{
     net::TcpListener,
     sync::mpsc,
@@ -206,6 +207,7 @@ pub async fn run(launch: Launch) -> Result<(), Error> {
         tasks.spawn(admin.serve(Arc::clone(&daemon)));
     }
     announce(&daemon);
+    warn_of_few_descriptors(&daemon.config.load().limits);
     let mut serving = tokio::spawn(listener.run(keys, daemon.stopped()));
     daemon.stores.start();
     look_after(&daemon, &mut tasks);
@@ -330,6 +332,20 @@ fn listening(
 
 fn addresses(sockets: &[TcpListener]) -> Vec<SocketAddr> {
     sockets.iter().filter_map(|socket| socket.local_addr().ok()).collect()
+}
+
+/// Warns where connections alone would use up the file descriptors; stores and the metrics port need some, too.
+fn warn_of_few_descriptors(limits: &config::Limits) {
+    const OTHERS: u64 = 100;
+    let (Some(most), wanted) = (getrlimit(Resource::Nofile).current, limits.connections as u64) else {
+        return;
+    };
+    if wanted.saturating_add(OTHERS) > most {
+        tracing::warn!(
+            "`limits.connections` is {wanted}, and the system allows {most} file descriptors: raise LimitNOFILE= of the \
+             unit, or lower the limit"
+        );
+    }
 }
 
 fn announce(daemon: &Daemon) {

@@ -63,6 +63,9 @@ fn a_store_whose_lanes_all_hang_sheds_what_its_queue_cannot_hold() {
     );
     let shed = (0..6).map(|_| client.answer().1).filter(|answer| *answer == Err(ErrorCode::INTERNAL)).count();
     assert_eq!(shed, 6, "one runs, one waits, six are shed at once");
+    server.wait_for_metric("keystead_shed_total{where=\"queue\"} 6");
+    server.wait_for_metric("keystead_store_queue{store=\"hostile\"} 1");
+    server.wait_for_metric("keystead_store_lanes{state=\"busy\",store=\"hostile\"} 1");
     assert_the_other_store_serves(&mut client);
 }
 

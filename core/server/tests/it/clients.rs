@@ -259,6 +259,7 @@ fn out_of_descriptors_it_says_so_once_serves_on_and_accepts_again_when_there_are
     command.args(["-c", "ulimit -n 64; exec \"$0\" run -c \"$1\"", env!("CARGO_BIN_EXE_keystead")]);
     command.arg(config);
     let server = Server::spawn(command);
+    server.wait_for("`limits.connections` is 4096, and the system allows 64 file descriptors");
     server.wait_until_ready();
     let mut first = Client::connect(&files, &server);
     let silent: Vec<TcpStream> = (0..100).map(|_| half_open(&server)).collect();
