@@ -46,87 +46,10 @@ pub struct Daemon {
     pub(crate) listener: Arc<Listener>,
     pub(crate) verbosity: Verbosity,
     pub(crate) addresses: Vec<SocketAddr>,
-    /// One reload at a time.
-    pub(crate) reloading: tokio::sync::Mutex<()>,
-    /// One look at everything at a time: it takes a moment, and anybody may ask for it.
-    pub(crate) looking: tokio::sync::Mutex<()>,
-    generation: Mutex<Generation>,
-    started: (SystemTime, Instant),
-    /// Tells the listener to take no more connections and to end those that there are.
-    stop: watch::Sender<bool>,
-    stopping: AtomicBool,
-}
-
-/// What a server is made of.
-pub(crate) struct Parts {
-    pub(crate) load: Loader,
-    pub(crate) config: Arc<ArcSwap<Config>>,
-    pub(crate) identity: Arc<ArcSwap<Identity>>,
-    pub(crate) host: Arc<Host>,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) stores: Arc<Stores>,
-    pub(crate) service: Arc<Service>,
-    pub(crate) listener: Arc<Listener>,
-    pub(crate) verbosity: Verbosity,
-    pub(crate) addresses: Vec<SocketAddr>,
-}
-
-/// What a configuration says that only a start takes in.
-#[derive(PartialEq)]
-pub(crate) struct Fixed {
-    pub(crate) file: Option<PathBuf>,
-    pub(crate) listen: Vec<SocketAddr>,
-    pub(crate) metrics: Option<Vec<SocketAddr>>,
-    pub(crate) admin_socket: Option<AdminSocket>,
-    pub(crate) pid_file: Option<PathBuf>,
-    pub(crate) log_format: LogFormat,
-}
-
-impl Fixed {
-    pub(crate) fn of(config: &Config) -> Self {
-        Self {
-            file: config.file.clone(),
-            listen: config.listen.clone(),
-            metrics: config.metrics.clone(),
-            admin_socket: config.admin_socket.clone(),
-            pid_file: config.pid_file.clone(),
-            log_format: config.log.format,
-        }
-    }
-}
-
-/// Which configuration is in force.
-struct Generation {
-    number: u64,
-    loaded: SystemTime,
-    last: Option<LastReload>,
+    pub(crate) life: Life,
 }
 
 impl Daemon {
-    pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { load, config, identity, host, metrics, stores, service, listener, verbosity, addresses } =
-            parts;
-        Arc::new(Self {
-            load,
-            fixed: Fixed::of(&config.load()),
-            config,
-            identity,
-            host,
-            metrics,
-            stores,
-            service,
-            listener,
-            verbosity,
-            addresses,
-            reloading: tokio::sync::Mutex::default(),
-            looking: tokio::sync::Mutex::default(),
-            generation: Mutex::new(Generation { number: 1, loaded: SystemTime::now(), last: None }),
-            started: (SystemTime::now(), Instant::now()),
-            stop: watch::Sender::new(false),
-            stopping: AtomicBool::new(false),
-        })
-    }
-
     /// How it is.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -137,8 +60,8 @@ impl Daemon {
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            started: status::seconds(self.started.0),
-            uptime_seconds: self.started.1.elapsed().as_secs(),
+            started: status::seconds(self.life.started.0),
+            uptime_seconds: self.life.started.1.elapsed().as_secs(),
             state: self.phase(),
             ready: self.is_ready(),
             configuration: self.configuration(),
@@ -179,7 +102,7 @@ impl Daemon {
     /// Whether it serves, drains or stops.
     #[must_use]
     pub fn phase(&self) -> Phase {
-        match (self.stopping.load(Ordering::Relaxed), *self.stop.borrow()) {
+        match (self.life.stopping.load(Ordering::Relaxed), *self.life.stop.borrow()) {
             (true, _) => Phase::Stopping,
             (false, true) => Phase::Draining,
             (false, false) => Phase::Serving,
@@ -191,7 +114,7 @@ impl Daemon {
     /// answers how many connections are still open.
     pub async fn drain(&self) -> u64 {
         tracing::info!("draining: no more connections are taken");
-        self.stop.send_replace(true);
+        self.life.stop.send_replace(true);
         let until = Instant::now() + self.config.load().limits.grace;
         loop {
             let (open, handshakes) = self.listener.counts();
@@ -217,12 +140,12 @@ impl Daemon {
 
     /// Becomes true when connections are to end.
     pub(crate) fn stopped(&self) -> watch::Receiver<bool> {
-        self.stop.subscribe()
+        self.life.stop.subscribe()
     }
 
     pub(crate) fn stop(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
-        self.stop.send_replace(true);
+        self.life.stopping.store(true, Ordering::Relaxed);
+        self.life.stop.send_replace(true);
     }
 
     /// Notes what became of a reload; answers the generation in force.
@@ -270,8 +193,66 @@ impl Daemon {
     }
 
     fn generation(&self) -> MutexGuard<'_, Generation> {
-        self.generation.lock().unwrap_or_else(PoisonError::into_inner)
+        self.life.generation.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What becomes of a server while it runs.
+pub(crate) struct Life {
+    /// One reload at a time.
+    pub(crate) reloading: tokio::sync::Mutex<()>,
+    /// One look at everything at a time: it takes a moment, and anybody may ask for it.
+    pub(crate) looking: tokio::sync::Mutex<()>,
+    generation: Mutex<Generation>,
+    started: (SystemTime, Instant),
+    /// Tells the listener to take no more connections and to end those that there are.
+    stop: watch::Sender<bool>,
+    stopping: AtomicBool,
+}
+
+impl Life {
+    /// A life that begins now.
+    pub(crate) fn new() -> Self {
+        Self {
+            reloading: tokio::sync::Mutex::default(),
+            looking: tokio::sync::Mutex::default(),
+            generation: Mutex::new(Generation { number: 1, loaded: SystemTime::now(), last: None }),
+            started: (SystemTime::now(), Instant::now()),
+            stop: watch::Sender::new(false),
+            stopping: AtomicBool::new(false),
+        }
+    }
+}
+
+/// What a configuration says that only a start takes in.
+#[derive(PartialEq)]
+pub(crate) struct Fixed {
+    pub(crate) file: Option<PathBuf>,
+    pub(crate) listen: Vec<SocketAddr>,
+    pub(crate) metrics: Option<Vec<SocketAddr>>,
+    pub(crate) admin_socket: Option<AdminSocket>,
+    pub(crate) pid_file: Option<PathBuf>,
+    pub(crate) log_format: LogFormat,
+}
+
+impl Fixed {
+    pub(crate) fn of(config: &Config) -> Self {
+        Self {
+            file: config.file.clone(),
+            listen: config.listen.clone(),
+            metrics: config.metrics.clone(),
+            admin_socket: config.admin_socket.clone(),
+            pid_file: config.pid_file.clone(),
+            log_format: config.log.format,
+        }
+    }
+}
+
+/// Which configuration is in force.
+struct Generation {
+    number: u64,
+    loaded: SystemTime,
+    last: Option<LastReload>,
 }
 
 fn failed(store: String, Cause { failure, about, at, count, .. }: Cause) -> Failed {

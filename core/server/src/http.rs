@@ -82,7 +82,7 @@ impl Pages {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
         }
         let shown = self.daemon.shows_page();
-        let _alone = self.daemon.looking.lock().await;
+        let _alone = self.daemon.life.looking.lock().await;
         match request.uri().path() {
             "/metrics" => typed(prometheus::TEXT_FORMAT, self.daemon.metrics.render(&self.daemon.status())),
             "/healthz" => text(StatusCode::OK, "ok\n"),

@@ -25,7 +25,7 @@ use crate::{
     config::{Config, Limits},
     connection::{self, End, Pool, Stop},
     failures::Repeated,
-    metrics::{Metrics, Shed, Tally, Waiting},
+    metrics::{Metrics, Shed, Waiting},
     peers::{Member, Peers},
     service::Service,
     tls::{Identity, Peer},
@@ -61,7 +61,7 @@ pub struct Listener {
     said: Said,
     places: Places,
     handshakes: Handshakes,
-    open: Arc<Tally>,
+    open: AtomicU64,
     pool: Pool,
 }
 
@@ -120,7 +120,7 @@ impl Listener {
             said: Said::default(),
             places: Places::default(),
             handshakes: Handshakes::default(),
-            open: Arc::default(),
+            open: AtomicU64::new(0),
             pool: Pool::default(),
         })
     }
@@ -128,7 +128,7 @@ impl Listener {
     /// How many connections are open, and how many handshakes go on.
     #[must_use]
     pub fn counts(&self) -> (u64, u64) {
-        (self.open.get(), self.handshakes.count() as u64)
+        (self.open.load(Ordering::Relaxed), self.handshakes.count() as u64)
     }
 
     /// Accepts on every socket until `stop`, then waits until the connections have ended.
@@ -218,7 +218,7 @@ impl Listener {
         };
         let (peer, mut dismissed) = (Arc::clone(member.peer()), member.dismissed());
         tracing::debug!(%address, peer = peer.name(), "connected");
-        let _open = self.open.add();
+        let _open = Open::new(&self.open);
         let stop = Stop::new(stop, dismissed.clone());
         let overdue = async {
             let _ = dismissed.wait_for(|dismissed| *dismissed).await;
@@ -438,6 +438,22 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.taken.fetch_sub(1, Ordering::Relaxed);
         self.0.freed.notify_one();
+    }
+}
+
+/// Counts a connection for as long as it is open.
+struct Open<'a>(&'a AtomicU64);
+
+impl<'a> Open<'a> {
+    fn new(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

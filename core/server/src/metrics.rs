@@ -4,10 +4,7 @@
 //! Counters and timers are kept as things happen; gauges are filled in from a [`Status`] when somebody reads.
 
 use std::{
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -465,31 +462,6 @@ impl Count {
             (bound, below) = (upper, answers);
         }
         Some(Duration::from_secs_f64(bound)) // slower than the last bound: as much as is known
-    }
-}
-
-/// A counter for what is shown but has no metric of its own.
-#[derive(Debug, Default)]
-pub(crate) struct Tally(AtomicU64);
-
-impl Tally {
-    pub(crate) fn add(self: &Arc<Self>) -> Counted {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Counted(Arc::clone(self))
-    }
-
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// Counts for as long as it lives.
-#[derive(Debug)]
-pub(crate) struct Counted(Arc<Tally>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

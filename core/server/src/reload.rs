@@ -56,7 +56,7 @@ impl Daemon {
     pub async fn reload(self: &Arc<Self>) -> Result<Reloaded, String> {
         let daemon = Arc::clone(self);
         let reload = tokio::spawn(async move {
-            let _alone = daemon.reloading.lock().await;
+            let _alone = daemon.life.reloading.lock().await;
             systemd::reloading();
             let outcome = AssertUnwindSafe(daemon.take_anew()).catch_unwind().await;
             let outcome =

@@ -20,7 +20,7 @@ use tokio::{
 use crate::{
     admin,
     config::{self, Config},
-    daemon::{Daemon, Loader, Parts},
+    daemon::{Daemon, Fixed, Life, Loader},
     failures,
     http::Pages,
     listener::{self, Listener},
@@ -184,8 +184,9 @@ pub async fn run(launch: Launch) -> Result<(), Error> {
     let listener =
         Listener::new(Arc::clone(&config), Arc::clone(&identity), Arc::clone(&service), Arc::clone(&metrics));
     let addresses = addresses(&keys);
-    let daemon = Daemon::new(Parts {
+    let daemon = Arc::new(Daemon {
         load,
+        fixed: Fixed::of(&config.load()),
         config,
         identity,
         host,
@@ -195,6 +196,7 @@ pub async fn run(launch: Launch) -> Result<(), Error> {
         listener: Arc::clone(&listener),
         verbosity,
         addresses,
+        life: Life::new(),
     });
     daemon.warn_of_expiry();
     let mut tasks = JoinSet::new(); // ended by being dropped
@@ -232,7 +234,7 @@ pub async fn run(launch: Launch) -> Result<(), Error> {
         serving.abort();
     }
     // A reload that is going on would open stores behind the closing.
-    let _no_reload = tokio::time::timeout(CLOSE_GRACE, daemon.reloading.lock()).await;
+    let _no_reload = tokio::time::timeout(CLOSE_GRACE, daemon.life.reloading.lock()).await;
     daemon.stores.close(CLOSE_GRACE).await;
     let _ = tokio::time::timeout(CLOSE_GRACE, tasks.shutdown()).await; // with its task goes the admin socket's file
     outcome
