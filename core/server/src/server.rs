@@ -14,7 +14,7 @@ use tokio::{
     net::TcpListener,
     sync::mpsc,
     task::{JoinHandle, JoinSet},
-    time::interval,
+    time::{interval, timeout},
 };
 
 use crate::{
@@ -163,61 +163,19 @@ pub(crate) fn plugin_settings(plugins: &config::Plugins) -> Settings {
 ///
 /// What kept it from starting, or a critical store's failure.
 pub async fn run(launch: Launch) -> Result<(), Error> {
-    let Launch { config, load, verbosity, mut sockets, mut orders } = launch;
+    let Launch { config, load, verbosity, sockets, mut orders } = launch;
     let identity = Identity::load(&config)?;
-    let metrics = Arc::new(Metrics::new()?);
-    let pages = match &config.metrics {
-        Some(addresses) => listening(sockets.take_bound_to(addresses), addresses)?,
-        None => Vec::new(),
-    };
-    let keys = listening(std::mem::take(&mut sockets.tcp), &config.listen)?;
-    let admin = admin::Socket::open(config.admin_socket.as_ref(), std::mem::take(&mut sockets.unix))?;
+    let doors = Doors::open(&config, sockets)?;
     if let Some(file) = &config.pid_file {
         fs::write(file, std::process::id().to_string())
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))?;
     }
-    let host = plugin_host(&config.plugins);
-    let stores = Stores::new(&host, &metrics, &config.stores);
-    let service = Arc::new(Service::new(Arc::clone(&stores), Arc::clone(&metrics), &config));
-    let config = Arc::new(ArcSwap::from_pointee(config));
-    let identity = Arc::new(ArcSwap::from_pointee(identity));
-    let listener =
-        Listener::new(Arc::clone(&config), Arc::clone(&identity), Arc::clone(&service), Arc::clone(&metrics));
-    let addresses = addresses(&keys);
-    let daemon = Arc::new(Daemon {
-        load,
-        fixed: Fixed::of(&config.load()),
-        config,
-        identity,
-        host,
-        metrics,
-        stores,
-        service,
-        listener: Arc::clone(&listener),
-        verbosity,
-        addresses,
-        life: Life::new(),
-    });
+    let daemon = assemble(config, identity, load, verbosity, addresses(&doors.keys))?;
     daemon.warn_of_expiry();
     let mut tasks = JoinSet::new(); // ended by being dropped
-    for socket in pages {
-        tracing::info!("metrics and health on {}", socket.local_addr()?);
-        tasks.spawn(Arc::new(Pages::new(&daemon)).serve(socket));
-    }
-    if let Some(admin) = admin {
-        tracing::info!("administration on {}", admin.path().display());
-        tasks.spawn(admin.serve(Arc::clone(&daemon)));
-    }
-    announce(&daemon);
-    warn_of_few_descriptors(&daemon.config.load().limits);
-    let mut serving = tokio::spawn(listener.run(keys, daemon.stopped()));
+    let mut serving = doors.serve(&daemon, &mut tasks)?;
     daemon.stores.start();
     look_after(&daemon, &mut tasks);
-    let starting = Arc::clone(&daemon);
-    tasks.spawn(async move {
-        starting.stores.were_tried(START).await;
-        systemd::ready(&starting.summary());
-    });
     let outcome = tokio::select! {
         () = obey(&daemon, &mut orders) => Ok(()),
         (store, failure) = daemon.stores.critical_failure() => Err(Error::Critical { store, failure }),
@@ -225,19 +183,91 @@ pub async fn run(launch: Launch) -> Result<(), Error> {
             Err(io::Error::other("no connections are accepted any more; that is a defect, please report it").into())
         }
     };
+    stop(&daemon, serving, tasks).await;
+    outcome
+}
+
+/// What a server listens on.
+struct Doors {
+    keys: Vec<TcpListener>,
+    pages: Vec<TcpListener>,
+    admin: Option<admin::Socket>,
+}
+
+impl Doors {
+    fn open(config: &Config, mut sockets: Sockets) -> io::Result<Self> {
+        let pages = match &config.metrics {
+            Some(addresses) => listening(sockets.take_bound_to(addresses), addresses)?,
+            None => Vec::new(),
+        };
+        let Sockets { tcp, unix } = sockets;
+        let keys = listening(tcp, &config.listen)?;
+        Ok(Self { keys, pages, admin: admin::Socket::open(config.admin_socket.as_ref(), unix)? })
+    }
+
+    /// Serves on all of them; says so.
+    fn serve(self, daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) -> io::Result<JoinHandle<()>> {
+        for socket in self.pages {
+            tracing::info!("metrics and health on {}", socket.local_addr()?);
+            tasks.spawn(Arc::new(Pages::new(daemon)).serve(socket));
+        }
+        if let Some(admin) = self.admin {
+            tracing::info!("administration on {}", admin.path().display());
+            tasks.spawn(admin.serve(Arc::clone(daemon)));
+        }
+        announce(daemon);
+        Ok(tokio::spawn(Arc::clone(&daemon.listener).run(self.keys, daemon.stopped())))
+    }
+}
+
+/// Puts the parts together.
+fn assemble(
+    config: Config,
+    identity: Identity,
+    load: Loader,
+    verbosity: Verbosity,
+    addresses: Vec<SocketAddr>,
+) -> Result<Arc<Daemon>, Error> {
+    let metrics = Arc::new(Metrics::new()?);
+    let host = plugin_host(&config.plugins);
+    let stores = Stores::new(&host, &metrics, &config.stores);
+    let service = Arc::new(Service::new(Arc::clone(&stores), Arc::clone(&metrics), &config));
+    let fixed = Fixed::of(&config);
+    let config = Arc::new(ArcSwap::from_pointee(config));
+    let identity = Arc::new(ArcSwap::from_pointee(identity));
+    let listener =
+        Listener::new(Arc::clone(&config), Arc::clone(&identity), Arc::clone(&service), Arc::clone(&metrics));
+    Ok(Arc::new(Daemon {
+        load,
+        fixed,
+        config,
+        identity,
+        host,
+        metrics,
+        stores,
+        service,
+        listener,
+        verbosity,
+        addresses,
+        life: Life::new(),
+    }))
+}
+
+/// Accepts no more, finishes what is in flight within the grace period, and closes the stores.
+async fn stop(daemon: &Arc<Daemon>, mut serving: JoinHandle<()>, mut tasks: JoinSet<()>) {
     let grace = daemon.config.load().limits.grace;
     systemd::stopping();
     tracing::info!("stopping; what is in flight has {grace:?}");
     daemon.stop();
-    if !serving.is_finished() && tokio::time::timeout(grace, &mut serving).await.is_err() {
+    // One that was drained has ended already, and been waited for.
+    if !serving.is_finished() && timeout(grace, &mut serving).await.is_err() {
         tracing::warn!("some requests were not finished within {grace:?}");
         serving.abort();
     }
     // A reload that is going on would open stores behind the closing.
-    let _no_reload = tokio::time::timeout(CLOSE_GRACE, daemon.life.reloading.lock()).await;
+    let _no_reload = timeout(CLOSE_GRACE, daemon.life.reloading.lock()).await;
     daemon.stores.close(CLOSE_GRACE).await;
-    let _ = tokio::time::timeout(CLOSE_GRACE, tasks.shutdown()).await; // with its task goes the admin socket's file
-    outcome
+    let _ = timeout(CLOSE_GRACE, tasks.shutdown()).await; // with its task goes the admin socket's file
 }
 
 /// Waits until nobody accepts connections, though nobody said so.
@@ -261,8 +291,13 @@ async fn obey(daemon: &Arc<Daemon>, orders: &mut mpsc::Receiver<Order>) {
     }
 }
 
-/// What has to be done every so often.
+/// What has to be done once every store has been tried, and every so often.
 fn look_after(daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) {
+    let starting = Arc::clone(daemon);
+    tasks.spawn(async move {
+        starting.stores.were_tried(START).await;
+        systemd::ready(&starting.summary());
+    });
     every(tasks, failures::EVERY, daemon, |daemon| async move { daemon.stores.tick() });
     every(tasks, TRUST_EVERY, daemon, |daemon| async move { daemon.dismiss().await });
     every(tasks, WARN_EVERY, daemon, |daemon| async move { daemon.warn_of_expiry() });
@@ -363,4 +398,5 @@ fn announce(daemon: &Daemon) {
     if config.stores.is_empty() {
         tracing::warn!("no private key stores are configured, so that no request can be answered");
     }
+    warn_of_few_descriptors(&config.limits);
 }
