@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    fmt,
+    fmt, mem,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -83,7 +83,7 @@ pub struct Store {
     plugin: String,
     host: Arc<Host>,
     services: &'static Services,
-    instance: RwLock<Option<Arc<dyn Instance>>>,
+    instance: RwLock<Slot>,
     description: Mutex<Option<Description>>,
     lanes: Arc<Lanes>,
     housekeeping: Lanes,
@@ -163,7 +163,7 @@ impl Store {
             ),
             host: Arc::clone(host),
             turns: Arc::clone(&host.turns),
-            instance: RwLock::default(),
+            instance: RwLock::new(Slot::Empty),
             description: Mutex::default(),
             services,
             limits: spec.limits,
@@ -191,6 +191,12 @@ impl Store {
         Limits { lanes: self.lanes.count(), ..self.limits }
     }
 
+    /// Whether it is open.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.instance().is_ok()
+    }
+
     /// How busy it is.
     #[must_use]
     pub fn load(&self) -> Load {
@@ -211,7 +217,7 @@ impl Store {
     /// What the plugin's file is refused for, or what the plugin answered. Only a failure that
     /// [`is_transient`](Class::is_transient) is worth another try.
     pub async fn open(&self) -> Result<(), Failure> {
-        if self.instance().is_ok() {
+        if self.is_open() {
             return Ok(());
         }
         let (host, plugin, services) = (Arc::clone(&self.host), self.plugin.clone(), self.services);
@@ -221,7 +227,13 @@ impl Store {
         let opening =
             move |_: &Call<'_>| native::open(plugin.table, services).map(|store| Opened(Some(store)));
         let mut opened = self.housekeep(opening).await?;
-        *self.instance.write().unwrap_or_else(PoisonError::into_inner) = opened.0.take();
+        let mut slot = self.instance.write().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*slot, Slot::Closed) {
+            return Err(closed()); // meanwhile; the plugin is told by what was opened being dropped
+        }
+        if let Some(instance) = opened.0.take() {
+            *slot = Slot::Open(instance);
+        }
         Ok(())
     }
 
@@ -305,8 +317,9 @@ impl Store {
     /// Closes the store within `grace`, for good: its configuration is forgotten. Calls that hang are left to
     /// themselves, and no other starts.
     pub async fn close(&self, grace: Duration) {
-        let instance = self.instance.write().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(instance) = instance {
+        let slot =
+            mem::replace(&mut *self.instance.write().unwrap_or_else(PoisonError::into_inner), Slot::Closed);
+        if let Slot::Open(instance) = slot {
             instance.stop();
             let (closed, done) = oneshot::channel();
             // Not by `housekeep`: however late its turn comes, the plugin is to hear of it.
@@ -322,8 +335,11 @@ impl Store {
     }
 
     fn instance(&self) -> Result<Arc<dyn Instance>, Failure> {
-        let instance = self.instance.read().unwrap_or_else(PoisonError::into_inner);
-        instance.clone().ok_or_else(|| Failure::new(Class::Unavailable, "the store is not open"))
+        match &*self.instance.read().unwrap_or_else(PoisonError::into_inner) {
+            Slot::Open(instance) => Ok(Arc::clone(instance)),
+            Slot::Empty => Err(Failure::new(Class::Unavailable, "the store is not open")),
+            Slot::Closed => Err(closed()),
+        }
     }
 
     /// The right to run inline; `None` where the call belongs on a lane.
@@ -442,6 +458,18 @@ impl Drop for Store {
     fn drop(&mut self) {
         self.services.forget();
     }
+}
+
+/// Where an open store is.
+enum Slot {
+    Empty,
+    Open(Arc<dyn Instance>),
+    /// For good.
+    Closed,
+}
+
+fn closed() -> Failure {
+    Failure::new(Class::Unavailable, "the store is closed")
 }
 
 /// What an opening gave. Where nobody waits for it any more, the plugin is told.

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use futures_util::future::poll_immediate;
 use keystead_protocol::{ErrorCode, Frame, HEADER_LEN, MAX_FRAME, Request, Response, VERSION_MAJOR};
 use tokio::{
@@ -387,7 +387,9 @@ impl<S: AsyncRead + Send> Reader<'_, S> {
                     self.client.allowance.take(len).await
                 }
             };
-            let body = self.buffer.split_to(len).freeze().slice(HEADER_LEN..);
+            // A copy, since a share would keep all of what was read with it for as long as the request takes.
+            let body = Bytes::copy_from_slice(self.buffer.get(HEADER_LEN..len).unwrap_or_default());
+            self.buffer.advance(len);
             self.frame_since = None;
             if header.major != VERSION_MAJOR {
                 self.client.refuse(header.id, ErrorCode::VERSION, budget);

@@ -154,7 +154,9 @@ impl ManagedStore {
 
     /// Opens it, unless it is open, with its secrets as they are now.
     pub(crate) async fn open(&self) -> Result<(), Failure> {
-        *self.secrets() = fingerprint(&self.config.secrets);
+        if !self.store.is_open() {
+            *self.secrets() = fingerprint(&self.config.secrets);
+        }
         self.ask(self.store.open()).await
     }
 

@@ -9,7 +9,10 @@ mod keeper;
 use std::{
     collections::BTreeMap,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -51,6 +54,8 @@ pub struct Stores {
     fatal: watch::Sender<Option<(String, Failure)>>,
     /// Tells that a store was tried.
     changes: watch::Sender<()>,
+    /// Whether they were closed; then none is put into service any more. Changed with the entries locked.
+    closed: AtomicBool,
 }
 
 /// One store in service.
@@ -98,6 +103,7 @@ impl Stores {
             refused: Mutex::default(),
             fatal: watch::Sender::new(None),
             changes: watch::Sender::new(()),
+            closed: AtomicBool::new(false),
         })
     }
 
@@ -251,6 +257,10 @@ impl Stores {
     pub fn swap(self: &Arc<Self>, prepared: Prepared, grace: Duration) -> Change {
         let mut change = Change::default();
         let mut entries = self.lock();
+        if self.closed.load(Ordering::Relaxed) {
+            tokio::spawn(prepared.discard());
+            return change;
+        }
         let mut before = std::mem::take(&mut *entries);
         for planned in prepared.0 {
             entries.push(match planned {
@@ -271,6 +281,7 @@ impl Stores {
             });
         }
         self.publish(&entries);
+        self.changes.send_replace(());
         let names: Vec<_> = entries.iter().map(|entry| entry.store.name().to_owned()).collect();
         drop(entries);
         for entry in before {
@@ -328,8 +339,13 @@ impl Stores {
 
     /// Ends the watch over the stores, and closes every one within `grace`.
     pub async fn close(&self, grace: Duration) {
+        let going = {
+            let mut entries = self.lock();
+            self.closed.store(true, Ordering::Relaxed);
+            std::mem::take(&mut *entries)
+        };
         let mut closing = JoinSet::new();
-        for entry in self.lock().drain(..) {
+        for entry in going {
             entry.keeper.inspect(AbortHandle::abort);
             closing.spawn(async move { entry.store.store().close(grace).await });
         }

@@ -79,7 +79,8 @@ impl Pool {
 
     /// Closes the sessions that nobody works with.
     pub(crate) fn close(&self) {
-        self.idle().clear();
+        let idle = std::mem::take(&mut *self.idle());
+        drop(idle); // unlocked: closing a session on a device that is gone may take long
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Session>> {

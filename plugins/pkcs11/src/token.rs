@@ -2,7 +2,12 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
 };
 
 use cryptoki::{
@@ -40,6 +45,8 @@ pub(crate) struct Token {
     /// What the token's mechanisms allow.
     pub(crate) allowed: Allowed,
     anchor: Mutex<Option<Session>>,
+    /// Whether not even a new session brings the token back: then nothing but the next health check uses the module.
+    gone: AtomicBool,
     pool: Pool,
 }
 
@@ -48,6 +55,10 @@ struct Seat {
     life: u64,
     slot: Slot,
 }
+
+/// How often is tried to initialise a module anew while calls are inside it, and how long after each try.
+const RENEWALS: u32 = 5;
+const RENEW_AFTER: Duration = Duration::from_millis(50);
 
 /// What a store says of a token.
 pub(crate) struct Settings {
@@ -147,6 +158,7 @@ impl Token {
             credentials: settings.credentials,
             allowed: mechanisms(module, present.slot),
             anchor: Mutex::new(None),
+            gone: AtomicBool::new(false),
             pool: Pool::new(limit.map(|limit| limit.max(2) - 1)),
         };
         let anchor = token.open_anchor(present.lease.clone())?;
@@ -167,6 +179,7 @@ impl Token {
     ) -> Result<T, Error> {
         match call.lane {
             Lane::Housekeeping => self.with_anchor(work),
+            Lane::Inline | Lane::Number(_) if self.gone.load(Ordering::Relaxed) => Err(self.is_gone()),
             Lane::Inline | Lane::Number(_) => {
                 self.pool.with(call.deadline, || self.open_session(self.module.lease()?), work)
             }
@@ -198,10 +211,17 @@ impl Token {
         (self.pin.is_some() && is_public(info)).then(|| lost.hint("the next health check logs in again"))
     }
 
-    /// Asks the token itself: a session may outlive it, and tell that all is well (SoftHSM2).
+    /// Asks the token itself: a session may outlive it, and tell that all is well (SoftHSM2); and another may be in its
+    /// slot, which must never see this one's PIN.
     fn answers(&self, info: SessionInfo) -> Result<(), Error> {
         let answer = self.module.library().get_token_info(info.slot_id());
-        answer.map(drop).map_err(|failure| ckr::error(&format!("asking token `{}`", self.label), &failure))
+        let answer =
+            answer.map_err(|failure| ckr::error(&format!("asking token `{}`", self.label), &failure))?;
+        if identity(&answer) == self.identity { Ok(()) } else { Err(self.is_gone()) }
+    }
+
+    fn is_gone(&self) -> Error {
+        Error::new(Code::Unavailable, format!("token `{}` is not there", self.label))
     }
 
     /// How many lanes may work at once, where some had to wait for that reason.
@@ -237,18 +257,43 @@ impl Token {
     fn open_anchor_again(&self) -> Result<Session, Problem> {
         let lease = self.module.lease()?;
         let life = lease.life;
-        match self.open_anchor(lease) {
-            Err(problem) if problem.error.code == Code::Unavailable => {
+        let session = match self.open_own_session(lease) {
+            Err(error) if error.code == Code::Unavailable => {
+                self.gone.store(true, Ordering::Relaxed);
                 self.pool.close();
-                if self.module.renew(life) { self.open_anchor(self.module.lease()?) } else { Err(problem) }
+                if !self.renew(life) {
+                    return Err(error.into());
+                }
+                self.open_own_session(self.module.lease()?)?
             }
-            opened => opened,
-        }
+            opened => opened?,
+        };
+        self.login(&session)?;
+        self.gone.store(false, Ordering::Relaxed);
+        Ok(session)
+    }
+
+    /// Initialises the module anew once the calls that are inside it have returned, which nobody adds to by now.
+    fn renew(&self, life: u64) -> bool {
+        (0..RENEWALS).any(|attempt| {
+            if attempt > 0 {
+                thread::sleep(RENEW_AFTER);
+            }
+            self.module.renew(life)
+        })
     }
 
     fn open_anchor(&self, lease: Lease) -> Result<Session, Problem> {
-        let session = self.open_session(lease)?;
+        let session = self.open_own_session(lease)?;
         self.login(&session)?;
+        Ok(session)
+    }
+
+    /// A session with this very token.
+    fn open_own_session(&self, lease: Lease) -> Result<Session, Error> {
+        let session = self.open_session(lease)?;
+        let info = session.raw.get_session_info().map_err(|failure| self.error("a new session", &failure))?;
+        self.answers(info)?;
         Ok(session)
     }
 
@@ -271,8 +316,7 @@ impl Token {
         if seat.life != lease.life {
             let present = self.module.tokens(lease)?;
             let own = present.iter().find(|present| identity(&present.token) == self.identity);
-            let gone = || Error::new(Code::Unavailable, format!("token `{}` is not there", self.label));
-            *seat = Seat { life: lease.life, slot: own.ok_or_else(gone)?.slot };
+            *seat = Seat { life: lease.life, slot: own.ok_or_else(|| self.is_gone())?.slot };
         }
         Ok(seat.slot)
     }
@@ -291,19 +335,30 @@ impl Token {
         }
         match session.raw.login_with_raw(UserType::User, &RawAuthPin::new(Box::new(pin.to_vec()))) {
             Ok(()) | Err(Failure::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
-            Err(failure) => Err(self.refused(&failure, pin)),
+            Err(failure) => Err(self.refused(&failure, pin, session)),
         }
     }
 
-    fn refused(&self, failure: &Failure, pin: &Pin) -> Problem {
-        let error = self.error("login", failure);
-        if error.code != Code::Credentials {
+    /// A module may have a code of its own for a wrong PIN: the token's count of attempts tells.
+    fn refused(&self, failure: &Failure, pin: &Pin, session: &Session) -> Problem {
+        let mut error = self.error("login", failure);
+        if error.code != Code::Credentials && !self.counts_attempts(session) {
             return Problem::new(error);
         }
+        error.code = Code::Credentials;
         if let Some(memory) = self.credentials {
             memory.report(&self.identity, pin);
         }
         Problem::new(error).hint(CORRECT_THE_PIN)
+    }
+
+    /// Whether the token has counted a wrong PIN since the last right one, or is locked (PKCS#11 v3.1 section 3.5.2).
+    fn counts_attempts(&self, session: &Session) -> bool {
+        let slot = session.raw.get_session_info().map(|info| info.slot_id());
+        let info = slot.and_then(|slot| self.module.library().get_token_info(slot));
+        info.is_ok_and(|info| {
+            info.user_pin_count_low() || info.user_pin_final_try() || info.user_pin_locked()
+        })
     }
 
     fn error(&self, doing: &str, failure: &Failure) -> Error {

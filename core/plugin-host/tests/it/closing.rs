@@ -24,7 +24,7 @@ async fn a_closed_store_answers_cleanly() {
     ] {
         assert_eq!(
             (failure.class, failure.to_string().as_str()),
-            (Class::Unavailable, "the store is not open")
+            (Class::Unavailable, "the store is closed")
         );
     }
     store.close(PATIENCE).await; // once more does nothing
@@ -65,7 +65,7 @@ async fn closing_returns_within_its_grace_while_a_call_hangs() {
     tokio::time::timeout(PATIENCE, store.close(BRIEF)).await.unwrap();
     assert_eq!(logged(&["closing", r#"store="stuck""#]).len(), 1, "the plugin was told all the same");
     let failure = sign(&store, &key(&listing, "stuck"), "", PATIENCE).await.unwrap_err();
-    assert_eq!(failure.to_string(), "the store is not open");
+    assert_eq!(failure.to_string(), "the store is closed");
     gate.open();
     stuck.await.unwrap().unwrap();
 }
