@@ -224,8 +224,10 @@ impl Listener {
             let _ = dismissed.wait_for(|dismissed| *dismissed).await;
             sleep(limits.grace).await;
         };
+        let service = Arc::clone(&self.service);
+        let serving = connection::serve(stream, Arc::clone(&peer), service, &self.pool, &limits, stop);
         let end = tokio::select! {
-            end = connection::serve(stream, Arc::clone(&peer), Arc::clone(&self.service), &self.pool, &limits, stop) => end,
+            end = serving => end,
             () = overdue => End::Dismissed,
         };
         let reason = end.reason();
@@ -246,8 +248,9 @@ impl Listener {
             stopped(stop).await;
             sleep(LAST_HANDSHAKE).await;
         };
+        let shaking = TlsAcceptor::from(Arc::clone(identity.server())).accept(stream);
         let shaken = tokio::select! {
-            shaken = timeout(limits.handshake_timeout, TlsAcceptor::from(Arc::clone(identity.server())).accept(stream)) => shaken,
+            shaken = timeout(limits.handshake_timeout, shaking) => shaken,
             _ = evicted => {
                 self.metrics.shed(Shed::Handshakes);
                 return Err(Refused::new(Reason::Shed, "it had to make room for a newer one"));

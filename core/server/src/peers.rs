@@ -77,11 +77,9 @@ impl Peers {
         let mut peers = self.lock();
         for (peer, _) in &refused {
             // What a dismissed peer still has open goes by its old entry; if it is trusted again one day, by a new one.
-            let same = |entry: &mut Entry| Arc::ptr_eq(&entry.peer, peer);
-            if let Some(entry) =
-                peers.get_mut(&peer.fingerprint).is_some_and(same).then(|| peers.remove(&peer.fingerprint))
-            {
-                entry.inspect(|entry| _ = entry.dismissed.send_replace(true));
+            let is_same = peers.get(&peer.fingerprint).is_some_and(|entry| Arc::ptr_eq(&entry.peer, peer));
+            if is_same && let Some(entry) = peers.remove(&peer.fingerprint) {
+                entry.dismissed.send_replace(true);
             }
         }
         refused

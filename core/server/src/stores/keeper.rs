@@ -151,8 +151,9 @@ impl Keeper {
             if self.store.is_refused() {
                 std::future::pending::<()>().await;
             }
-            self.asked = Instant::now();
-            let failure = match self.store.ask(self.store.store().health()).await {
+            let health = self.store.ask(self.store.store().health()).await;
+            self.asked = Instant::now(); // from its end on: one that takes long leaves time for what is wanted
+            let failure = match health {
                 Ok(now) => {
                     self.store.recovered();
                     if generation.replace(now) != Some(now) {
