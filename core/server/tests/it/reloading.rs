@@ -374,6 +374,17 @@ fn sighup_reloads_and_a_watch_notices_by_itself() {
 }
 
 #[test]
+fn a_plugin_that_says_that_its_keys_have_changed_is_listed_anew() {
+    let files = Files::new();
+    let server = Server::start(&files, &hostile(&files, "sign: change_keys"));
+    server.wait_for("keystead::plugin: listing");
+    assert_eq!(server.log().matches("keystead::plugin: listing").count(), 1);
+    assert!(sign(&mut Client::connect(&files, &server), "p256").is_ok());
+    // Its generation stays the same, so that no look after its health brings this about.
+    server.wait_for_times("keystead::plugin: listing", 2);
+}
+
+#[test]
 fn key_files_are_looked_at_as_often_as_the_store_says() {
     let files = Files::new();
     let aside = files.path("aside");

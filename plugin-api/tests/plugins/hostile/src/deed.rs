@@ -42,7 +42,7 @@ pub(crate) enum Deed {
     BrokenWhile(PathBuf),
     /// Fails with 10 MB of text, and logs as much.
     Shout,
-    /// Says that the keys have changed. Of `health`.
+    /// Says that the keys have changed. Of `health` and of `sign`, which does what it should beside.
     ChangeKeys,
     /// A result that is no signature. Of `sign`.
     Garbage,

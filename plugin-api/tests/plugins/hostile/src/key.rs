@@ -86,6 +86,11 @@ impl HeldKey {
         &self.plan.name
     }
 
+    /// Whether signing with it changes the keys.
+    pub(crate) fn changes_keys(&self) -> bool {
+        matches!(self.plan.sign, Deed::ChangeKeys)
+    }
+
     pub(crate) fn listed(&self) -> Key {
         self.listed.clone()
     }

@@ -126,6 +126,7 @@ impl Backend for Hostile {
     }
 
     fn keys(&self, _call: &Call<'_>) -> Result<Listing, Error> {
+        tracing::info!("listing");
         self.config.list.run()?;
         PAGES.set(self.config.pages);
         let finding = Finding {
@@ -152,6 +153,9 @@ impl Backend for Hostile {
         tracing::info!(key = key.name(), lane = ?call.lane, "signing");
         let _lane = Occupied::enter(&self.busy, call.lane);
         key.sign(input, out)?;
+        if key.changes_keys() {
+            self.host.keys_changed();
+        }
         tracing::info!(key = key.name(), "done");
         Ok(())
     }
