@@ -46,66 +46,60 @@ const POLICY: HeaderValue = HeaderValue::from_static(
 /// An answer of one piece.
 pub(crate) type Answer = Response<Full<Bytes>>;
 
-/// What the metrics port shows.
-pub struct Pages {
-    daemon: Arc<Daemon>,
+/// Shows a server's pages on one socket until dropped.
+pub async fn serve(daemon: Arc<Daemon>, socket: TcpListener) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        match socket.accept().await {
+            Ok((stream, _)) => {
+                let daemon = Arc::clone(&daemon);
+                tokio::spawn(async move {
+                    converse(stream, LIFETIME, |request| page(Arc::clone(&daemon), request)).await;
+                    drop(place);
+                });
+            }
+            Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+        }
+    }
 }
 
-impl Pages {
-    /// The pages of a server.
-    #[must_use]
-    pub fn new(daemon: &Arc<Daemon>) -> Self {
-        Self { daemon: Arc::clone(daemon) }
+async fn page(daemon: Arc<Daemon>, request: Request<Incoming>) -> Answer {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
     }
+    match request.uri().path() {
+        "/healthz" => text(StatusCode::OK, "ok\n"),
+        "/readyz" => readiness(&daemon),
+        "/" if daemon.shows_page() => {
+            with(typed("text/html; charset=utf-8", PAGE), CONTENT_SECURITY_POLICY, POLICY)
+        }
+        path => look(&daemon, path).await,
+    }
+}
 
-    /// Serves one socket until dropped.
-    pub async fn serve(self: Arc<Self>, socket: TcpListener) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            match socket.accept().await {
-                Ok((stream, _)) => {
-                    let pages = Arc::clone(&self);
-                    tokio::spawn(async move {
-                        let page = |request| Arc::clone(&pages).page(request);
-                        converse(stream, LIFETIME, page).await;
-                        drop(place);
-                    });
-                }
-                Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
-            }
-        }
+/// What shows everything, to one at a time: a health check needn't wait for that.
+async fn look(daemon: &Daemon, path: &str) -> Answer {
+    let shown = daemon.shows_page();
+    let _alone = daemon.life.looking.lock().await;
+    match path {
+        "/metrics" => typed(prometheus::TEXT_FORMAT, daemon.metrics.render(&daemon.status())),
+        "/status.json" if shown => json(StatusCode::OK, &daemon.status()),
+        "/keys.json" if shown => json(StatusCode::OK, &daemon.keys()),
+        _ => text(StatusCode::NOT_FOUND, "here are /metrics, /healthz and /readyz\n"),
     }
+}
 
-    async fn page(self: Arc<Self>, request: Request<Incoming>) -> Answer {
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
-        }
-        let shown = self.daemon.shows_page();
-        let _alone = self.daemon.life.looking.lock().await;
-        match request.uri().path() {
-            "/metrics" => typed(prometheus::TEXT_FORMAT, self.daemon.metrics.render(&self.daemon.status())),
-            "/healthz" => text(StatusCode::OK, "ok\n"),
-            "/readyz" => self.readiness(),
-            "/" if shown => with(typed("text/html; charset=utf-8", PAGE), CONTENT_SECURITY_POLICY, POLICY),
-            "/status.json" if shown => json(StatusCode::OK, &self.daemon.status()),
-            "/keys.json" if shown => json(StatusCode::OK, &self.daemon.keys()),
-            _ => text(StatusCode::NOT_FOUND, "here are /metrics, /healthz and /readyz\n"),
-        }
+fn readiness(daemon: &Daemon) -> Answer {
+    let code = if daemon.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let mut body = String::new();
+    if daemon.phase() != Phase::Serving {
+        body.push_str(&format!("{}\n", daemon.phase().name()));
     }
-
-    fn readiness(&self) -> Answer {
-        let status = self.daemon.status();
-        let code = if status.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        let mut body = String::new();
-        if status.state != Phase::Serving {
-            body.push_str(&format!("{}\n", status.state.name()));
-        }
-        for store in &status.stores {
-            body.push_str(&format!("{}: {}\n", store.name, store.state.name()));
-        }
-        text(code, &body)
+    for (store, state, _) in daemon.stores.overview() {
+        body.push_str(&format!("{store}: {}\n", state.name()));
     }
+    text(code, &body)
 }
 
 /// Answers the requests of one connection, for no longer than `lifetime`.

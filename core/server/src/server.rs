@@ -21,8 +21,7 @@ use crate::{
     admin,
     config::{self, Config},
     daemon::{Daemon, Fixed, Life, Loader},
-    failures,
-    http::Pages,
+    failures, http,
     listener::{self, Listener},
     metrics::Metrics,
     service::Service,
@@ -209,7 +208,7 @@ impl Doors {
     fn serve(self, daemon: &Arc<Daemon>, tasks: &mut JoinSet<()>) -> io::Result<JoinHandle<()>> {
         for socket in self.pages {
             tracing::info!("metrics and health on {}", socket.local_addr()?);
-            tasks.spawn(Arc::new(Pages::new(daemon)).serve(socket));
+            tasks.spawn(http::serve(Arc::clone(daemon), socket));
         }
         if let Some(admin) = self.admin {
             tracing::info!("administration on {}", admin.path().display());
