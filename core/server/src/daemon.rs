@@ -53,10 +53,6 @@ impl Daemon {
     /// How it is.
     #[must_use]
     pub fn status(&self) -> Status {
-        let mut stores = self.stores.status();
-        stores.iter_mut().for_each(|store| {
-            store.last_error.iter_mut().for_each(|error| error.message = brief(&error.message))
-        });
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -68,7 +64,7 @@ impl Daemon {
             listeners: self.addresses.iter().map(ToString::to_string).collect(),
             connections: self.connections(),
             certificates: self.identity.load().certificates().to_vec(),
-            stores,
+            stores: self.stores.status(),
             plugins: self.stores.plugins(),
             failures: self.failures(),
         }
@@ -261,19 +257,10 @@ fn failed(store: String, Cause { failure, about, at, count, .. }: Cause) -> Fail
         store,
         class: failure.class.name().to_owned(),
         vendor: VendorCode::of(&failure),
-        message: brief(&failure.message),
+        message: status::brief(&failure.message),
         ski: about.ski.map(|ski| ski.to_string()),
         peer: about.peer,
         request: about.request,
         count,
-    }
-}
-
-/// A sentence of a plugin's, no longer than a page wants it.
-fn brief(message: &str) -> String {
-    const LONGEST: usize = 300;
-    match message.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}…", message.get(..end).unwrap_or_default()),
-        None => message.to_owned(),
     }
 }

@@ -380,3 +380,12 @@ pub fn seconds(time: SystemTime) -> u64 {
 pub(crate) fn milliseconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
+
+/// A sentence of a plugin's, no longer than a page wants it.
+pub(crate) fn brief(message: &str) -> String {
+    const LONGEST: usize = 300;
+    match message.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", message.get(..end).unwrap_or_default()),
+        None => message.to_owned(),
+    }
+}

@@ -46,11 +46,9 @@ pub struct ManagedStore {
 }
 
 /// How a store is.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub enum State {
+#[derive(Clone)]
+enum State {
     /// It has not been tried yet.
-    #[default]
     Opening,
     /// It serves.
     Up,
@@ -338,7 +336,7 @@ impl ManagedStore {
             at: status::seconds(cause.at),
             class: cause.failure.class.name().to_owned(),
             vendor: VendorCode::of(&cause.failure),
-            message: cause.failure.message,
+            message: status::brief(&cause.failure.message),
         })
     }
 }

@@ -399,7 +399,7 @@ impl Entry {
     }
 
     /// Starts its keeper; `listed` is the generation of a listing that there is already.
-    fn keep(&mut self, stores: &Arc<Stores>, listed: Option<Option<u64>>) {
+    fn keep(&mut self, stores: &Arc<Stores>, listed: Option<u64>) {
         let keeper = Keeper::new(stores, &self.store, &self.look, listed);
         let store = Arc::downgrade(&self.store);
         let kept = async move {

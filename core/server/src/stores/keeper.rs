@@ -41,7 +41,7 @@ pub(super) struct Keeper {
     store: Arc<ManagedStore>,
     look: Arc<Look>,
     /// Where it is open, and its keys are listed: the generation of that.
-    listed: Option<Option<u64>>,
+    listed: Option<u64>,
     /// When it was last asked how it is.
     asked: Instant,
     /// The findings of the last listing, which needn't be told again.
@@ -54,7 +54,7 @@ impl Keeper {
         stores: &Arc<Stores>,
         store: &Arc<ManagedStore>,
         look: &Arc<Look>,
-        listed: Option<Option<u64>>,
+        listed: Option<u64>,
     ) -> Self {
         Self {
             stores: Arc::clone(stores),
@@ -90,7 +90,7 @@ impl Keeper {
         let started = Instant::now();
         self.store.open().await?;
         let mut generation = match self.listed.take() {
-            Some(generation) => generation,
+            Some(generation) => Some(generation),
             None => {
                 let generation = self.store.ask(self.store.store().health()).await.ok(); // before the listing
                 self.list().await?;
@@ -268,10 +268,10 @@ impl Look {
     }
 }
 
-/// What a store lists, and the generation of that; `None` where its health could not be told.
+/// What a store lists, and the generation of that.
 pub(super) struct Listed {
     pub(super) holders: Vec<Holder>,
-    pub(super) generation: Option<u64>,
+    pub(super) generation: u64,
 }
 
 /// Opens a store, lists its keys and has them prove themselves.
@@ -292,7 +292,7 @@ pub(super) async fn opened(store: Arc<ManagedStore>) -> Result<Listed, Failure> 
         }
         holder.prove(Instant::now() + PROOF_DEADLINE).await?;
     }
-    Ok(Listed { holders, generation: Some(generation) })
+    Ok(Listed { holders, generation })
 }
 
 async fn listed(store: &Arc<ManagedStore>) -> Result<(Vec<Holder>, Vec<Finding>), Failure> {
