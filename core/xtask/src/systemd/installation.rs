@@ -103,6 +103,8 @@ private_key_stores:
   name: token
   config: {{module: {}, uris: ["pkcs11:token=keys;object=www"]}}
   secrets: {{pin: {{credential: pin}}}}
+  # After a restart comes at once what was asked meanwhile: 300 calls and more, which the usual queue would shed in part.
+  limits: {{queue: 1024}}
 "#,
         system::softhsm_module()?.display()
     ))
