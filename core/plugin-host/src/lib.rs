@@ -17,6 +17,7 @@ mod lanes;
 mod latch;
 mod load;
 mod native;
+mod process;
 mod search;
 mod services;
 mod store;
@@ -34,6 +35,7 @@ use std::{
 pub use failure::{Class, Failure, tame};
 pub use instance::{Description, Finding};
 pub use keystead_plugin_api::{Algorithm, CallClass, Input, Isolation, Severity, Vendor, algorithm::Family};
+pub use process::{Launcher, ProcessStatus, Surroundings};
 pub use search::{Found, search_path};
 pub use services::Secrets;
 pub use store::{Key, Limits, Listing, Load, Proof, Request, Store, StoreSpec, VerifySignatures};
@@ -66,6 +68,8 @@ pub struct Settings {
     /// How many inline calls run at once in the whole process. Keep it below the number of the runtime's workers: then
     /// inline calls that hang can't take all of them.
     pub inline_calls: usize,
+    /// How processes for plugins are started. Without it, every plugin runs in this process.
+    pub launcher: Option<Launcher>,
 }
 
 impl Host {
@@ -84,6 +88,12 @@ impl Host {
     /// calls stays as it is.
     pub fn configure(&self, settings: Settings) {
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+
+    /// How each process for plugins is, by its name.
+    #[must_use]
+    pub fn processes(&self) -> Vec<ProcessStatus> {
+        Vec::new()
     }
 
     fn settings(&self) -> Settings {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use keystead_plugin_api::{
-    Algorithm, CallClass, Severity,
+    Algorithm, CallClass, Isolation, Severity,
     abi::{KEY_ID_MAX, LANE_HOUSEKEEPING, LANE_INLINE},
     algorithm::Family,
 };
@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    Class, Description, Failure, Finding, Host,
+    Class, Description, Failure, Finding, Host, Surroundings,
     instance::{Call, Instance, RawKey, SPKI_MAX},
     lanes::Lanes,
     native,
@@ -75,6 +75,10 @@ pub struct StoreSpec {
     pub limits: Limits,
     /// Which signatures are verified.
     pub verify_signatures: VerifySignatures,
+    /// Where the plugin runs; `None` for where it would rather.
+    pub isolation: Option<Isolation>,
+    /// What its process gets, where it has one of its own.
+    pub surroundings: Surroundings,
 }
 
 /// A store: closed at first, then open, for as long as its keys are served.
@@ -208,6 +212,12 @@ impl Store {
     #[must_use]
     pub fn description(&self) -> Option<Description> {
         self.description.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Where its plugin runs; `None` until that is known.
+    #[must_use]
+    pub fn isolation(&self) -> Option<Isolation> {
+        self.description().map(|_| Isolation::Inline)
     }
 
     /// Loads the plugin where that hasn't happened yet, and opens the store, unless it is open.

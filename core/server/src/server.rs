@@ -152,6 +152,7 @@ pub(crate) fn plugin_settings(plugins: &config::Plugins) -> Settings {
         sha256: plugins.sha256.clone(),
         require_sha256: plugins.require_sha256,
         inline_calls: processors(),
+        launcher: None,
     }
 }
 

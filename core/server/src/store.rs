@@ -84,6 +84,8 @@ impl ManagedStore {
                 config::VerifySignatures::On => host::VerifySignatures::Always,
                 config::VerifySignatures::Off => host::VerifySignatures::Never,
             },
+            isolation: None,
+            surroundings: host::Surroundings::default(),
         };
         let figures = metrics.store(&config.name);
         Self {

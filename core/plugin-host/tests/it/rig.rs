@@ -9,7 +9,7 @@ use std::{
 
 use keystead_plugin_host::{
     Algorithm, Failure, Host, Key, Limits, Listing, Request, Secrets, Settings, Store, StoreSpec,
-    VerifySignatures, testing::PluginDir,
+    Surroundings, VerifySignatures, testing::PluginDir,
 };
 use serde_json::Value;
 use tracing_subscriber::{filter::LevelFilter, fmt::MakeWriter};
@@ -64,6 +64,8 @@ impl Rig {
             secrets: Box::new(Known::default()),
             limits: Limits { lanes: 2, queue: 4 },
             verify_signatures: VerifySignatures::Always,
+            isolation: None,
+            surroundings: Surroundings::default(),
         };
         change(&mut spec);
         Arc::new(Store::new(&self.host, spec))

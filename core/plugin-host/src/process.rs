@@ -1,0 +1,90 @@
+//! Plugins in processes of their own: a vendor's library that crashes takes nobody along, and no other store's secrets
+//! are within its reach.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+/// How a process for plugins is started: a program that does nothing but be one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "the server fills it in as a literal")]
+pub struct Launcher {
+    /// The program; the server's own, so that host and child are always of one build.
+    pub program: PathBuf,
+    /// What makes it be a child. Never a secret.
+    pub arguments: Vec<OsString>,
+}
+
+/// What the process of a store gets. Stores that share a process must agree on it.
+#[derive(Clone, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "the server fills it in as a literal")]
+pub struct Surroundings {
+    /// Stores that name the same group share one process, whatever their plugins; without it, those of one plugin do
+    /// whose configurations have one isolation group by the plugin's own word (one PKCS#11 module, for one).
+    pub group: Option<String>,
+    /// All that is in its environment. May hold what isn't for everybody's eyes.
+    pub env: BTreeMap<String, String>,
+    /// Its working directory; `/` without one.
+    pub workdir: Option<PathBuf>,
+    /// The user it runs as, by name or number; the server's own without one.
+    pub user: Option<String>,
+    /// Its supplementary groups, by name or number. Without any, and with a `user`, those of the user.
+    pub groups: Vec<String>,
+    /// The most memory that it may have, in bytes, all its stores together.
+    pub memory: u64,
+    /// Whether it may leave core dumps, which hold keys and PINs.
+    pub core_dumps: bool,
+    /// How long no call may come back while all lanes of a store are in one, before it is ended and started anew.
+    pub stuck_after: Duration,
+}
+
+/// How one process is.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ProcessStatus {
+    /// What it is called in logs: the plugin, and what sets it apart from others of that plugin.
+    pub name: String,
+    /// The plugins in it.
+    pub plugins: Vec<String>,
+    /// The stores in it.
+    pub stores: Vec<String>,
+    /// Its id, while it runs.
+    pub pid: Option<u32>,
+    /// Since when it runs, or doesn't.
+    pub since: SystemTime,
+    /// How often it was started again after it had died.
+    pub restarts: u64,
+    /// How it died last, in one line.
+    pub last_death: Option<String>,
+}
+
+impl Default for Surroundings {
+    fn default() -> Self {
+        Self {
+            group: None,
+            env: BTreeMap::new(),
+            workdir: None,
+            user: None,
+            groups: Vec::new(),
+            memory: 1 << 30,
+            core_dumps: false,
+            stuck_after: Duration::from_secs(60),
+        }
+    }
+}
+
+impl fmt::Debug for Surroundings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Surroundings")
+            .field("group", &self.group)
+            .field("env", &self.env.keys())
+            .field("workdir", &self.workdir)
+            .field("user", &self.user)
+            .field("groups", &self.groups)
+            .finish_non_exhaustive()
+    }
+}
