@@ -1,6 +1,11 @@
 //! Plugins in processes of their own: a vendor's library that crashes takes nobody along, and no other store's secrets
 //! are within its reach.
 
+#[cfg_attr(not(test), expect(dead_code, reason = "the child's main uses it"))]
+mod confine;
+#[cfg_attr(not(test), expect(dead_code, reason = "the child's main uses it"))]
+mod crash;
+
 use std::{
     collections::BTreeMap,
     ffi::OsString,
