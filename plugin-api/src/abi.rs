@@ -27,7 +27,7 @@ use abi_stable::{
 use crate::Error;
 
 /// The draft of this contract. Host and plugin must agree on it exactly until 1.0 is frozen.
-pub const DRAFT: u32 = 1;
+pub const DRAFT: u32 = 2;
 
 /// The lane of calls to keys of class `inline`, which may overlap with anything.
 pub const LANE_INLINE: u32 = u32::MAX;
@@ -223,8 +223,9 @@ pub struct HostTable {
 /// Name of the host extension [`CredentialsTable`].
 pub const CREDENTIALS_EXTENSION: &str = "keystead.credentials/1";
 
-/// The host's memory of refused credentials. A plugin asks before it presents a secret, and reports a refusal, so that
-/// no token sees the same wrong PIN twice, whichever store or restart it comes from.
+/// The host's memory of refused credentials. A plugin asks before it presents a secret, and tells what came of it, so
+/// that no token sees the same wrong PIN twice, whichever store or restart it comes from. Where the plugin's process dies
+/// in between, the secret counts as refused.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct CredentialsTable {
@@ -234,6 +235,22 @@ pub struct CredentialsTable {
     pub refused: unsafe extern "C" fn(context: *mut c_void, token: Bytes, secret: Bytes) -> u32,
     /// Remembers that this token refused this secret. The host keeps only a keyed hash.
     pub report: unsafe extern "C" fn(context: *mut c_void, token: Bytes, secret: Bytes),
+    /// Notes that this token accepted this secret.
+    pub accepted: unsafe extern "C" fn(context: *mut c_void, token: Bytes, secret: Bytes),
+}
+
+/// Name of the plugin extension [`IsolationTable`].
+pub const ISOLATION_EXTENSION: &str = "keystead.isolation/1";
+
+/// Which stores of a plugin belong into one process, where it runs in processes of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, StableAbi)]
+pub struct IsolationTable {
+    /// Size of this struct in bytes.
+    pub size: u32,
+    /// Names the group of a store by its configuration, a JSON object, before any store is open: stores with the same
+    /// name share a process. Opens nothing. [`Code::NotFound`](crate::Code::NotFound) for the plugin's common group.
+    pub group: unsafe extern "C" fn(config: Bytes, out: *mut Buffer) -> u32,
 }
 
 /// What a plugin offers: the one table of the contract.

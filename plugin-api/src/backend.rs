@@ -17,6 +17,14 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// What the plugin is.
     const DESCRIPTION: Description;
 
+    /// Names the group of a store by its configuration, before any is open: stores of one group share a process, where
+    /// the plugin runs in processes of its own. A PKCS#11 module is such a group, since vendors count sessions by
+    /// process. `None` is the plugin's common group. Opens nothing, and takes any configuration.
+    fn isolation_group(config: &serde_json::Value) -> Option<String> {
+        let _ = config;
+        None
+    }
+
     /// Opens a store with the configuration and secrets that `host` holds.
     ///
     /// What concerns the whole store is an error here; what concerns one key among many is a [`Finding`] of

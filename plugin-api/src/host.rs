@@ -104,6 +104,14 @@ impl Credentials {
         // SAFETY: both slices live through the call.
         unsafe { (self.table.report)(context, Bytes::new(token.as_bytes()), Bytes::new(secret)) }
     }
+
+    /// Notes that this token accepted this secret. Until then, or until the store is open, the death of the plugin's
+    /// process counts as a refusal.
+    pub fn accepted(&self, token: &str, secret: &[u8]) {
+        let context = self.host.table().context;
+        // SAFETY: both slices live through the call.
+        unsafe { (self.table.accepted)(context, Bytes::new(token.as_bytes()), Bytes::new(secret)) }
+    }
 }
 
 /// Reads a value of unknown length from the host; what it held is zeroed.

@@ -23,7 +23,8 @@ use crate::{
     Output, Severity,
     abi::{
         BackendTable, Buffer, Bytes, Context, DRAFT, DescriptionTable, FindingEntry, HealthReport, HostTable,
-        KeyEntry, KeyPage, LANE_HOUSEKEEPING, LANE_INLINE, Report, Root, RootRef, struct_size,
+        ISOLATION_EXTENSION, IsolationTable, KeyEntry, KeyPage, LANE_HOUSEKEEPING, LANE_INLINE, Report, Root,
+        RootRef, struct_size,
     },
     algorithm::Operation,
     forward,
@@ -91,7 +92,7 @@ pub const fn table<B: Backend>() -> BackendTable {
         sign: sign::<B>,
         decrypt: decrypt::<B>,
         health: health::<B>,
-        extension,
+        extension: extension::<B>,
     }
 }
 
@@ -284,8 +285,33 @@ unsafe extern "C" fn health<B: Backend>(
     })
 }
 
-unsafe extern "C" fn extension(_name: Bytes) -> *const c_void {
-    std::ptr::null()
+unsafe extern "C" fn extension<B: Backend>(name: Bytes) -> *const c_void {
+    // SAFETY: the host keeps the name valid through the call.
+    match unsafe { name.as_slice() } {
+        name if name == ISOLATION_EXTENSION.as_bytes() => std::ptr::from_ref(
+            const { &IsolationTable { size: struct_size::<IsolationTable>(), group: group::<B> } },
+        )
+        .cast(),
+        _ => std::ptr::null(),
+    }
+}
+
+unsafe extern "C" fn group<B: Backend>(config: Bytes, out: *mut Buffer) -> u32 {
+    // SAFETY: the host keeps the configuration valid through the call, and passes a buffer of its own.
+    let (config, out) = unsafe { (config.as_slice(), &mut *out) };
+    let named = || B::isolation_group(&serde_json::from_slice(config).ok()?);
+    match catch_unwind(AssertUnwindSafe(named)) {
+        Ok(None) => Code::NotFound as u32,
+        // SAFETY: the host's buffer has the capacity it states, and nobody else uses it during the call.
+        Ok(Some(name)) => match unsafe { out.fill(name.as_bytes()) } {
+            true => 0,
+            false => Code::BufferTooSmall as u32,
+        },
+        Err(panic) => {
+            std::mem::forget(panic); // as in `contain`
+            Code::Internal as u32
+        }
+    }
 }
 
 /// # Safety

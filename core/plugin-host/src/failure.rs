@@ -2,7 +2,9 @@
 
 use std::{fmt, time::Duration};
 
-use keystead_plugin_api::{Code, Vendor};
+use keystead_plugin_api::{Code, Error, Vendor};
+
+use crate::instance::Refusal;
 
 /// The class of a failure: it decides who may try again and what the edge is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -130,6 +132,19 @@ impl Failure {
 
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self::new(Class::InvalidInput, message)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let Error { code, message, vendor, retry_after, .. } = error;
+        Self { class: code.into(), message, vendor, retry_after }
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        refusal.error.into()
     }
 }
 

@@ -2,12 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use keystead_plugin_api::{CallClass, Isolation, Severity, algorithm::Operation};
+use keystead_plugin_api::{CallClass, Code, Error, Isolation, Severity, abi::DRAFT, algorithm::Operation};
 
 use crate::Failure;
 
 /// The longest SubjectPublicKeyInfo: an RSA key of 16,384 bits has some 2 kB.
 pub(crate) const SPKI_MAX: usize = 16 << 10;
+
+/// The longest name, version and vendor of a plugin, in bytes.
+pub(crate) const NAME_MAX: usize = 64;
 
 /// What a plugin says it is, checked: text is short and printable, the schema is a JSON object.
 #[derive(Clone, Debug)]
@@ -29,6 +32,33 @@ pub struct Description {
     pub schema: serde_json::Value,
 }
 
+impl Description {
+    /// Believes what a plugin says of itself only where it is short and printable.
+    pub(crate) fn checked(name: &[u8], version: &[u8], vendor: &[u8], schema: &[u8]) -> Result<Self, String> {
+        let schema: serde_json::Value = serde_json::from_slice(schema).unwrap_or_default();
+        if !schema.is_object() {
+            return Err("the schema of its configuration is not a JSON object".to_owned());
+        }
+        Ok(Self {
+            name: short(name, "name")?,
+            version: short(version, "version")?,
+            vendor: short(vendor, "vendor")?,
+            contract: DRAFT,
+            isolation: Isolation::Inline,
+            lanes_max: None,
+            schema,
+        })
+    }
+}
+
+fn short(text: &[u8], what: &str) -> Result<String, String> {
+    let text = std::str::from_utf8(text).unwrap_or_default();
+    if text.is_empty() || text.len() > NAME_MAX || text.contains(char::is_control) {
+        return Err(format!("its {what} is not 1 to {NAME_MAX} bytes of text"));
+    }
+    Ok(text.to_owned())
+}
+
 /// Something that could not be opened, or that the operator should know.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -43,10 +73,17 @@ pub struct Finding {
     pub hint: String,
 }
 
+impl From<keystead_plugin_api::Finding> for Finding {
+    fn from(finding: keystead_plugin_api::Finding) -> Self {
+        let keystead_plugin_api::Finding { severity, subject, error, hint } = finding;
+        Self { severity, subject, failure: error.into(), hint }
+    }
+}
+
 /// One open store of a plugin. Every method may block.
 pub(crate) trait Instance: Send + Sync {
     /// Lists the keys, page by page.
-    fn keys(&self, call: &Call<'_>) -> Result<RawListing, Failure>;
+    fn keys(&self, call: &Call<'_>) -> Result<RawListing, Refusal>;
 
     /// Signs or decrypts; answers how many bytes of `out` are the result.
     fn perform(
@@ -57,10 +94,10 @@ pub(crate) trait Instance: Send + Sync {
         algorithm: u32,
         input: &[u8],
         out: &mut [u8],
-    ) -> Result<usize, Failure>;
+    ) -> Result<usize, Refusal>;
 
     /// Asks how it is; answers the generation of the listing.
-    fn health(&self, call: &Call<'_>) -> Result<u64, Failure>;
+    fn health(&self, call: &Call<'_>) -> Result<u64, Refusal>;
 
     /// Lets no further call start.
     fn stop(&self);
@@ -76,14 +113,35 @@ pub(crate) struct Call<'a> {
     pub(crate) request_id: &'a str,
 }
 
+/// Why a call failed, in the contract's own terms. Its text has been cut and escaped.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusal {
+    pub(crate) error: Error,
+    /// With [`Code::BufferTooSmall`]: how many bytes are needed.
+    pub(crate) needed: usize,
+}
+
+impl Refusal {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Error::new(code, message).into()
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self { error, needed: 0 }
+    }
+}
+
 /// A listing as the plugin gave it.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct RawListing {
     pub(crate) keys: Vec<RawKey>,
-    pub(crate) findings: Vec<Finding>,
+    pub(crate) findings: Vec<keystead_plugin_api::Finding>,
 }
 
 /// A key as the plugin gave it.
+#[derive(Debug)]
 pub(crate) struct RawKey {
     pub(crate) id: Vec<u8>,
     pub(crate) spki: Vec<u8>,

@@ -7,10 +7,13 @@ use std::{
 
 use aws_lc_rs::{hmac, rand::SystemRandom};
 
+/// A keyed hash of a plugin, a token and a secret.
+pub(crate) type Digest = [u8; 32];
+
 /// Remembers which token of which plugin refused which secret, as a keyed hash. The key lives and dies with the process.
 pub(crate) struct Latch {
     key: Option<hmac::Key>,
-    refused: Mutex<HashSet<[u8; 32]>>,
+    refused: Mutex<HashSet<Digest>>,
 }
 
 impl Latch {
@@ -19,17 +22,16 @@ impl Latch {
         Self { key, refused: Mutex::default() }
     }
 
-    pub(crate) fn is_refused(&self, plugin: &str, token: &[u8], secret: &[u8]) -> bool {
-        self.digest(plugin, token, secret).is_some_and(|digest| self.lock().contains(&digest))
+    pub(crate) fn is_refused(&self, digest: Digest) -> bool {
+        self.lock().contains(&digest)
     }
 
-    pub(crate) fn remember(&self, plugin: &str, token: &[u8], secret: &[u8]) {
-        if let Some(digest) = self.digest(plugin, token, secret) {
-            self.lock().insert(digest);
-        }
+    pub(crate) fn remember(&self, digest: Digest) {
+        self.lock().insert(digest);
     }
 
-    fn digest(&self, plugin: &str, token: &[u8], secret: &[u8]) -> Option<[u8; 32]> {
+    /// What is remembered of a secret for a token; `None` where the system gave no key to hash with.
+    pub(crate) fn digest(&self, plugin: &str, token: &[u8], secret: &[u8]) -> Option<Digest> {
         let mut context = hmac::Context::with_key(self.key.as_ref()?);
         for part in [plugin.as_bytes(), token, secret] {
             context.update(&(part.len() as u64).to_be_bytes());
@@ -38,7 +40,7 @@ impl Latch {
         context.sign().as_ref().try_into().ok()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<[u8; 32]>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<Digest>> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -50,11 +52,18 @@ mod tests {
     #[test]
     fn remembers_per_plugin_token_and_secret() {
         let latch = Latch::new();
-        latch.remember("pkcs11", b"token", b"1234");
-        assert!(latch.is_refused("pkcs11", b"token", b"1234"));
-        assert!(!latch.is_refused("pkcs11", b"token", b"4321"));
-        assert!(!latch.is_refused("pkcs11", b"other", b"1234"));
-        assert!(!latch.is_refused("azure", b"token", b"1234"));
-        assert!(!latch.is_refused("pkcs11", b"token1", b"234"));
+        let digest = |plugin, token: &str, secret: &str| {
+            latch.digest(plugin, token.as_bytes(), secret.as_bytes()).unwrap()
+        };
+        latch.remember(digest("pkcs11", "token", "1234"));
+        assert!(latch.is_refused(digest("pkcs11", "token", "1234")));
+        for (plugin, token, secret) in [
+            ("pkcs11", "token", "4321"),
+            ("pkcs11", "other", "1234"),
+            ("azure", "token", "1234"),
+            ("pkcs11", "token1", "234"),
+        ] {
+            assert!(!latch.is_refused(digest(plugin, token, secret)), "{plugin} {token} {secret}");
+        }
     }
 }

@@ -23,6 +23,7 @@ mod services;
 mod store;
 #[cfg(feature = "test-support")]
 pub mod testing;
+mod threads;
 mod turns;
 mod verify;
 
@@ -35,13 +36,18 @@ use std::{
 pub use failure::{Class, Failure, tame};
 pub use instance::{Description, Finding};
 pub use keystead_plugin_api::{Algorithm, CallClass, Input, Isolation, Severity, Vendor, algorithm::Family};
-pub use process::{Launcher, ProcessStatus, Surroundings};
+pub use process::{Launcher, ProcessStatus, Surroundings, process_main};
 pub use search::{Found, search_path};
 pub use services::Secrets;
 pub use store::{Key, Limits, Listing, Load, Proof, Request, Store, StoreSpec, VerifySignatures};
 pub use verify::PublicKey;
 
-use crate::{latch::Latch, load::Plugin, turns::Turns};
+use crate::{
+    latch::Latch,
+    load::{Opened, Plugin},
+    process::{PluginFile, Processes},
+    turns::Turns,
+};
 
 /// What the stores of one process share: loaded plugins, refused credentials, and the bound on inline calls.
 pub struct Host {
@@ -50,6 +56,7 @@ pub struct Host {
     plugins: Mutex<BTreeMap<(u64, u64), Loaded>>,
     latch: Arc<Latch>,
     turns: Arc<Turns>,
+    processes: Processes,
 }
 
 /// What became of a library whose code has run.
@@ -80,6 +87,7 @@ impl Host {
             turns: Turns::new(settings.inline_calls),
             latch: Arc::new(Latch::new()),
             plugins: Mutex::default(),
+            processes: Processes::default(),
             settings: RwLock::new(settings),
         })
     }
@@ -93,7 +101,7 @@ impl Host {
     /// How each process for plugins is, by its name.
     #[must_use]
     pub fn processes(&self) -> Vec<ProcessStatus> {
-        Vec::new()
+        self.processes.status()
     }
 
     fn settings(&self) -> Settings {
@@ -101,38 +109,50 @@ impl Host {
     }
 
     /// Every plugin on the search path, loaded, or why it is refused. A name that is found twice is listed twice, but
-    /// the first is the one that serves.
-    #[must_use]
-    pub fn plugins(&self) -> Vec<Found> {
-        search::all(&self.settings().path)
-            .into_iter()
-            .map(|(name, file)| {
-                let plugin = self.load_file(&name, &file);
-                Found { description: plugin.map(|plugin| plugin.description.clone()), name, file }
-            })
-            .collect()
+    /// the first is the one that serves. With a launcher, each is loaded in a process of its own.
+    pub async fn plugins(&self) -> Vec<Found> {
+        let Settings { path, launcher, .. } = self.settings();
+        let mut plugins = Vec::new();
+        for (name, file) in search::all(&path) {
+            let examined = self.examine(&name, file.clone());
+            let description = match (examined, &launcher) {
+                (Err(failure), _) => Err(failure),
+                (Ok(plugin), Some(launcher)) => process::describe(launcher, &plugin).await,
+                (Ok(plugin), None) => self.load(&plugin).map(|plugin| plugin.description.clone()),
+            };
+            plugins.push(Found { name, file, description });
+        }
+        plugins
     }
 
     /// Loads the first plugin of a name on the search path, or hands out the one loaded before.
     fn plugin(&self, name: &str) -> Result<Arc<Plugin>, Failure> {
-        let file = search::first(&self.settings().path, name)?;
-        self.load_file(name, &file)
+        self.load(&self.locate(name)?)
     }
 
-    fn load_file(&self, name: &str, file: &std::path::Path) -> Result<Arc<Plugin>, Failure> {
-        let pin = self.pin(name)?;
-        let pin = pin.as_ref();
-        let opened = load::Opened::open(file)?;
+    /// The first plugin of a name on the search path: a file that can be trusted by its owner and mode.
+    fn locate(&self, name: &str) -> Result<PluginFile, Failure> {
+        self.examine(name, search::first(&self.settings().path, name)?)
+    }
+
+    fn examine(&self, name: &str, file: PathBuf) -> Result<PluginFile, Failure> {
+        let sha256 = self.pin(name)?;
+        let identity = Opened::open(&file)?.identity();
+        Ok(PluginFile { name: name.to_owned(), file, sha256, identity })
+    }
+
+    fn load(&self, plugin: &PluginFile) -> Result<Arc<Plugin>, Failure> {
+        let opened = Opened::open(&plugin.file)?;
         let mut plugins = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
         let identity = opened.identity();
         if let Some(known) = plugins.get(&identity) {
-            let plugin = known.clone()?;
-            plugin.pinned(file, pin)?;
-            return Ok(plugin);
+            let known = known.clone()?;
+            known.pinned(&plugin.file, plugin.sha256.as_ref())?;
+            return Ok(known);
         }
-        let plugin = opened.check(pin)?.map()?.examine().map(Arc::new);
-        plugins.insert(identity, plugin.clone());
-        plugin
+        let loaded = opened.check(plugin.sha256.as_ref())?.map()?.examine().map(Arc::new);
+        plugins.insert(identity, loaded.clone());
+        loaded
     }
 
     fn pin(&self, name: &str) -> Result<Option<[u8; 32]>, Failure> {

@@ -309,7 +309,7 @@ mod tests {
         fs::rename(swapped, &file).unwrap();
         assert_eq!(checked.map().unwrap().examine().unwrap().description.name, "hostile");
         let now = Opened::open(&file).unwrap().check(None).unwrap().map().unwrap().examine();
-        assert!(now.err().unwrap().message.contains("draft 2"));
+        assert!(now.err().unwrap().message.contains("draft 3"));
     }
 
     #[test]

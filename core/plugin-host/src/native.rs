@@ -11,29 +11,29 @@ use std::{
 };
 
 use keystead_plugin_api::{
-    CallClass, Code, Isolation, Severity, Vendor,
+    CallClass, Code, Error, Finding, Isolation, Severity,
     abi::{
-        BackendTable, Buffer, Bytes, Context, DescriptionTable, FindingEntry, HealthReport, KEY_ID_MAX,
-        KeyEntry, KeyPage, Report, struct_size,
+        BackendTable, Buffer, Bytes, Context, DescriptionTable, FindingEntry, HealthReport,
+        ISOLATION_EXTENSION, IsolationTable, KEY_ID_MAX, KeyEntry, KeyPage, Report, struct_size,
     },
     algorithm::Operation,
 };
 
 use crate::{
-    Class, Description, Failure, Finding,
+    Description,
     failure::tame,
-    instance::{Call, Instance, RawKey, RawListing, SPKI_MAX},
-    services::Services,
+    instance::{Call, Instance, NAME_MAX, RawKey, RawListing, Refusal, SPKI_MAX},
+    services::{self, HostSide},
 };
 
 /// The most keys, the most findings, and the most pages of one store's listing.
-const ENTRIES_MAX: usize = 100_000;
+pub(crate) const ENTRIES_MAX: usize = 100_000;
 
 /// The longest schema of a plugin's configuration, in bytes.
 const SCHEMA_MAX: usize = 1 << 20;
 
 /// The longest time that a plugin may ask its callers to wait.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 
 /// Asks a loaded plugin what it is.
 pub(crate) fn describe(table: &'static BackendTable) -> Result<Description, String> {
@@ -43,42 +43,53 @@ pub(crate) fn describe(table: &'static BackendTable) -> Result<Description, Stri
         return Err(format!("its description has {} bytes", said.size));
     }
     // SAFETY: the description's text is static (`abi`).
+    let [name, version, vendor] =
+        unsafe { [said.name, said.version, said.vendor].map(|text| first(text, NAME_MAX + 1)) };
+    // SAFETY: as above.
     let schema = unsafe { first(said.schema, SCHEMA_MAX) };
-    let schema: serde_json::Value = serde_json::from_slice(schema).unwrap_or_default();
-    if !schema.is_object() {
-        return Err("the schema of its configuration is not a JSON object".to_owned());
-    }
-    Ok(Description {
-        name: short(said.name, "name")?,
-        version: short(said.version, "version")?,
-        vendor: short(said.vendor, "vendor")?,
-        contract: table.draft,
-        isolation: if said.isolation == 1 { Isolation::Process } else { Isolation::Inline },
-        lanes_max: (said.lanes_max > 0).then_some(said.lanes_max),
-        schema,
-    })
+    let mut description = Description::checked(name, version, vendor, schema)?;
+    description.contract = table.draft;
+    description.isolation = if said.isolation == 1 { Isolation::Process } else { Isolation::Inline };
+    description.lanes_max = (said.lanes_max > 0).then_some(said.lanes_max);
+    Ok(description)
 }
 
-fn short(text: Bytes, what: &str) -> Result<String, String> {
-    // SAFETY: the description's text is static (`abi`).
-    let text = unsafe { first(text, 65) };
-    let text = std::str::from_utf8(text).unwrap_or_default();
-    if text.is_empty() || text.len() > 64 || text.contains(char::is_control) {
-        return Err(format!("its {what} is not 1 to 64 bytes of text"));
+/// The longest name of a group of stores, in bytes.
+const GROUP_MAX: usize = 4096;
+
+/// Asks a plugin which group a store belongs to, by its configuration.
+pub(crate) fn isolation_group(table: &'static BackendTable, config: &[u8]) -> Result<Option<String>, Error> {
+    // SAFETY: the name lives through the call; under this name the plugin answers NULL or an `IsolationTable` that is
+    // static.
+    let isolation = unsafe {
+        (table.extension)(Bytes::new(ISOLATION_EXTENSION.as_bytes())).cast::<IsolationTable>().as_ref()
+    };
+    let Some(isolation) = isolation.filter(|isolation| isolation.size >= struct_size::<IsolationTable>())
+    else {
+        return Ok(None);
+    };
+    let mut memory = vec![0; GROUP_MAX];
+    let mut out = Buffer::new(&mut memory);
+    // SAFETY: the configuration and the buffer live through the call.
+    let code = unsafe { (isolation.group)(Bytes::new(config), &raw mut out) };
+    let len = out.len;
+    match (code, memory.get(..len)) {
+        (0, Some(name)) => Ok(Some(tame(name, GROUP_MAX))),
+        (code, _) if Code::from_number(code) == Code::NotFound => Ok(None),
+        _ => Err(broken("the plugin can't name the group of its store".to_owned())),
     }
-    Ok(text.to_owned())
 }
 
 /// Opens a store of a plugin.
 pub(crate) fn open(
     table: &'static BackendTable,
-    services: &'static Services,
-) -> Result<Arc<dyn Instance>, Failure> {
+    side: &'static dyn HostSide,
+) -> Result<Arc<dyn Instance>, Error> {
     let mut store = ptr::null_mut();
     let mut memory = Memory::default();
     let mut report = memory.report();
     // SAFETY: the host's table lives for ever, `store` and `report` through the call.
-    let code = unsafe { (table.open)(services.table(), &raw mut store, &raw mut report) };
+    let code = unsafe { (table.open)(services::table(side), &raw mut store, &raw mut report) };
     outcome(code, &report, &memory)?;
     Ok(Arc::new(Native {
         table,
@@ -105,14 +116,14 @@ unsafe impl Send for Native {}
 unsafe impl Sync for Native {}
 
 impl Instance for Native {
-    fn keys(&self, call: &Call<'_>) -> Result<RawListing, Failure> {
+    fn keys(&self, call: &Call<'_>) -> Result<RawListing, Refusal> {
         let _entered = self.enter()?;
         let mut listing = RawListing::default();
         let mut cursor = 0;
         for _ in 0..ENTRIES_MAX {
             let context = context(call);
             if context.nanos_left == 0 {
-                return Err(Failure::new(Class::Deadline, "the plugin's listing of keys takes too long"));
+                return Err(Refusal::new(Code::Deadline, "the plugin's listing of keys takes too long"));
             }
             let page = self.page(&context, cursor)?;
             // SAFETY: the page is fresh from the plugin, and stays valid until the next call for it.
@@ -122,7 +133,7 @@ impl Instance for Native {
             }
             cursor = page.next;
         }
-        Err(Failure::internal("the plugin's listing of keys never ends"))
+        Err(Refusal::new(Code::Internal, "the plugin's listing of keys never ends"))
     }
 
     fn perform(
@@ -133,7 +144,7 @@ impl Instance for Native {
         algorithm: u32,
         input: &[u8],
         out: &mut [u8],
-    ) -> Result<usize, Failure> {
+    ) -> Result<usize, Refusal> {
         let _entered = self.enter()?;
         let context = context(call);
         let mut memory = Memory::default();
@@ -148,14 +159,14 @@ impl Instance for Native {
         let code = unsafe {
             function(self.store, &raw const context, key, algorithm, input, &raw mut buffer, &raw mut report)
         };
-        outcome(code, &report, &memory)?;
+        outcome(code, &report, &memory).map_err(|error| Refusal { error, needed: buffer.len })?;
         if buffer.len > buffer.capacity {
-            return Err(Failure::internal("the plugin claims a result larger than its buffer"));
+            return Err(Refusal::new(Code::Internal, "the plugin claims a result larger than its buffer"));
         }
         Ok(buffer.len)
     }
 
-    fn health(&self, call: &Call<'_>) -> Result<u64, Failure> {
+    fn health(&self, call: &Call<'_>) -> Result<u64, Refusal> {
         let _entered = self.enter()?;
         let context = context(call);
         let mut memory = Memory::default();
@@ -164,7 +175,8 @@ impl Instance for Native {
         // SAFETY: the store is open, and all the rest lives through the call.
         let code =
             unsafe { (self.table.health)(self.store, &raw const context, &raw mut health, &raw mut report) };
-        outcome(code, &report, &memory).map(|()| health.generation)
+        outcome(code, &report, &memory)?;
+        Ok(health.generation)
     }
 
     fn stop(&self) {
@@ -202,11 +214,11 @@ impl Drop for Entered<'_> {
 
 impl Native {
     /// Counts a call in; none starts once the store is being closed.
-    fn enter(&self) -> Result<Entered<'_>, Failure> {
+    fn enter(&self) -> Result<Entered<'_>, Error> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         let entered = Entered(self);
         if self.stopped.load(Ordering::SeqCst) {
-            return Err(Failure::new(Class::Unavailable, "the store is closed"));
+            return Err(Error::new(Code::Unavailable, "the store is closed"));
         }
         Ok(entered)
     }
@@ -218,7 +230,7 @@ impl Native {
         drop(self.idle.1.wait_timeout_while(guard, time, busy));
     }
 
-    fn page(&self, context: &Context, cursor: u64) -> Result<KeyPage, Failure> {
+    fn page(&self, context: &Context, cursor: u64) -> Result<KeyPage, Error> {
         let mut memory = Memory::default();
         let mut report = memory.report();
         let mut page = KeyPage {
@@ -269,23 +281,29 @@ impl Memory {
     }
 }
 
-fn outcome(code: u32, report: &Report, memory: &Memory) -> Result<(), Failure> {
+fn outcome(code: u32, report: &Report, memory: &Memory) -> Result<(), Error> {
     if code == 0 {
         return Ok(());
     }
     let part = |memory: &[u8], buffer: &Buffer| {
         tame(memory.get(..buffer.len.min(memory.len())).unwrap_or_default(), 1024)
     };
-    let class = Class::from(Code::from_number(code));
+    let code = Code::from_number(code);
     let message = part(&memory.message, &report.message);
     let name = part(&memory.vendor, &report.vendor_name);
-    Err(Failure {
-        class,
-        message: if message.is_empty() { format!("the plugin answered {class}") } else { message },
-        vendor: (!name.is_empty()).then(|| Vendor::new(name, report.vendor_code)),
-        retry_after: (report.retry_after_ms > 0)
-            .then(|| Duration::from_millis(report.retry_after_ms).min(RETRY_AFTER_MAX)),
-    })
+    let mut error =
+        Error::new(code, if message.is_empty() { format!("the plugin answered {code}") } else { message });
+    if !name.is_empty() {
+        error = error.with_vendor(name, report.vendor_code);
+    }
+    if report.retry_after_ms > 0 {
+        error = error.with_retry_after(Duration::from_millis(report.retry_after_ms).min(RETRY_AFTER_MAX));
+    }
+    Err(error)
+}
+
+fn broken(message: String) -> Error {
+    Error::new(Code::Internal, message)
 }
 
 /// Copies a page out.
@@ -293,14 +311,14 @@ fn outcome(code: u32, report: &Report, memory: &Memory) -> Result<(), Failure> {
 /// # Safety
 ///
 /// The page is one that the plugin filled and hasn't been asked to replace since.
-unsafe fn take(page: &KeyPage, listing: &mut RawListing) -> Result<(), Failure> {
+unsafe fn take(page: &KeyPage, listing: &mut RawListing) -> Result<(), Error> {
     let most = listing
         .keys
         .len()
         .saturating_add(page.keys_len)
         .max(listing.findings.len().saturating_add(page.findings_len));
     if most > ENTRIES_MAX {
-        return Err(Failure::internal(format!("the plugin lists more than {ENTRIES_MAX} keys or findings")));
+        return Err(broken(format!("the plugin lists more than {ENTRIES_MAX} keys or findings")));
     }
     // SAFETY: the caller promises a valid page; its arrays have the lengths it states.
     unsafe {
@@ -325,14 +343,14 @@ impl<T> Elements<T> {
     /// # Safety
     ///
     /// `first` points to `len` structs, each at least as large as the first one's `size` says.
-    unsafe fn new(first: *const T, len: usize, size: fn(&T) -> u32) -> Result<Self, Failure> {
+    unsafe fn new(first: *const T, len: usize, size: fn(&T) -> u32) -> Result<Self, Error> {
         if len == 0 || first.is_null() {
             return Ok(Self { next: first, left: 0, stride: 0 });
         }
         // SAFETY: promised by the caller, as there is an element.
         let stride = size(unsafe { &*first }) as usize;
         if stride < size_of::<T>() || !stride.is_multiple_of(align_of::<T>()) {
-            return Err(Failure::internal(format!("the plugin lists entries of {stride} bytes")));
+            return Err(broken(format!("the plugin lists entries of {stride} bytes")));
         }
         Ok(Self { next: first, left: len, stride })
     }
@@ -382,10 +400,7 @@ unsafe fn finding(entry: FindingEntry) -> Finding {
         Finding {
             severity: if entry.severity == 0 { Severity::Warning } else { Severity::Error },
             subject: tame(first(entry.subject, 1025), 1024),
-            failure: Failure::new(
-                Class::from(Code::from_number(entry.code)),
-                tame(first(entry.message, 1025), 1024),
-            ),
+            error: Error::new(Code::from_number(entry.code), tame(first(entry.message, 1025), 1024)),
             hint: tame(first(entry.hint, 1025), 1024),
         }
     }

@@ -1,10 +1,22 @@
 //! Plugins in processes of their own: a vendor's library that crashes takes nobody along, and no other store's secrets
 //! are within its reach.
+//!
+//! ```text
+//! store -> remote (lanes, opened anew after a death) -> registry (who shares a process; restarts, breaker) -> launch
+//!       -> link (calls in batches, distrusted answers) == wire, a socketpair == child (confined; the same loader)
+//! ```
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the child's main uses it"))]
+mod breaker;
+mod child;
 mod confine;
-#[cfg_attr(not(test), expect(dead_code, reason = "the child's main uses it"))]
 mod crash;
+mod gate;
+mod launch;
+mod link;
+mod quota;
+mod registry;
+mod remote;
+mod wire;
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +26,21 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// How a process for plugins is started: a program that does nothing but be one.
+pub use child::process_main;
+pub(crate) use registry::{Placed, Processes, Wish, describe};
+pub(crate) use remote::Remote;
+
+/// The file of a plugin, and what makes it the one that is meant.
+#[derive(Clone, Debug)]
+pub(crate) struct PluginFile {
+    pub(crate) name: String,
+    pub(crate) file: PathBuf,
+    pub(crate) sha256: Option<[u8; 32]>,
+    /// Device and inode.
+    pub(crate) identity: (u64, u64),
+}
+
+/// How a process for plugins is started: a program that does nothing but call [`process_main`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "the server fills it in as a literal")]
 pub struct Launcher {

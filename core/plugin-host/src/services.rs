@@ -1,10 +1,13 @@
 //! What the host offers to a plugin: log, configuration, secrets, news of changed keys, the memory of refused
 //! credentials. One set for every store; it lives until the process ends, because a plugin may call it at any time.
+//!
+//! [`Services`] is the host's side where the configuration is. A plugin in a process of its own talks to a side there
+//! that passes everything on.
 
 use std::{
     ffi::c_void,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use keystead_plugin_api::{
@@ -14,7 +17,10 @@ use keystead_plugin_api::{
 use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
-use crate::{failure::tame, latch::Latch};
+use crate::{
+    failure::tame,
+    latch::{Digest, Latch},
+};
 
 /// Where a store's secrets come from; read afresh at each call.
 pub trait Secrets: Send + Sync {
@@ -26,12 +32,48 @@ pub trait Secrets: Send + Sync {
     fn read(&self, name: &str) -> Option<Result<Zeroizing<Vec<u8>>, String>>;
 }
 
-/// The host's side of one store.
+/// What the host offers to one store, wherever the plugin runs. Calls come from any thread, at any time.
+pub(crate) trait HostSide: Send + Sync {
+    /// Whether events of a level are wanted.
+    fn wants(&self, level: u32) -> bool;
+
+    /// Takes an event.
+    fn log(&self, event: &Event<'_>);
+
+    /// The whole configuration as JSON; `None` once the store is closed.
+    fn config(&self) -> Option<Zeroizing<Vec<u8>>>;
+
+    /// The value of a secret, read afresh; `None` where the configuration names none.
+    fn secret(&self, name: &str) -> Option<Result<Zeroizing<Vec<u8>>, String>>;
+
+    /// The plugin says that its keys have changed.
+    fn keys_changed(&self);
+
+    /// Whether this token has refused this secret before. If not, the plugin is about to present it.
+    fn was_refused(&self, token: &[u8], secret: &[u8]) -> bool;
+
+    /// What came of presenting it.
+    fn presented(&self, token: &[u8], secret: &[u8], accepted: bool);
+}
+
+/// One event of a plugin's log; text of a stranger.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Event<'a> {
+    pub(crate) level: u32,
+    pub(crate) target: &'a [u8],
+    pub(crate) message: &'a [u8],
+    pub(crate) fields: &'a [u8],
+    pub(crate) request: &'a [u8],
+}
+
+/// The host's side of one store, in the process that has the configuration.
 pub(crate) struct Services {
     store: String,
     plugin: String,
     private: Mutex<Option<Private>>,
     latch: Arc<Latch>,
+    /// Tokens and secrets that are being presented, and of which nothing came back yet, by the latch's digest.
+    presenting: Mutex<Vec<Digest>>,
     changed: Notify,
 }
 
@@ -56,27 +98,13 @@ impl Services {
             plugin: plugin.to_owned(),
             private: Mutex::new(Some(Private { config, secrets: secrets.into() })),
             latch,
+            presenting: Mutex::default(),
             changed: Notify::new(),
         }))
     }
 
-    /// The table that the plugin gets.
-    pub(crate) fn table(&'static self) -> &'static HostTable {
-        Box::leak(Box::new(HostTable {
-            size: struct_size::<HostTable>(),
-            draft: DRAFT,
-            context: std::ptr::from_ref(self).cast_mut().cast(),
-            log_enabled,
-            log,
-            config,
-            secret,
-            keys_changed,
-            extension,
-        }))
-    }
-
     /// Waits until the plugin says that its keys have changed.
-    pub(crate) async fn keys_changed(&self) {
+    pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }
 
@@ -89,36 +117,55 @@ impl Services {
         self.private.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn config_at(&self, path: &str) -> Option<Zeroizing<Vec<u8>>> {
-        let config = self.private()?.config;
-        if path.is_empty() {
-            return Some(config);
-        }
-        let whole: serde_json::Value = serde_json::from_slice(&config).ok()?;
-        let text = match whole.pointer(path)? {
-            serde_json::Value::String(text) => text.clone(),
-            other => other.to_string(),
-        };
-        Some(Zeroizing::new(text.into_bytes()))
+    /// The store is open: whatever was presented for that was accepted.
+    pub(crate) fn opened(&self) {
+        self.presenting().clear();
     }
 
-    fn record(&self, record: &LogRecord) {
-        // SAFETY: the plugin keeps what the record points to valid through the call (`abi`).
-        let (target, message, fields, request) = unsafe {
-            (
-                tame(record.target.as_slice(), 128),
-                tame(record.message.as_slice(), 1024),
-                tame(record.fields.as_slice(), 1024),
-                tame(record.request_id.as_slice(), 128),
-            )
-        };
-        let (plugin, store) = (&self.plugin, &self.store);
-        macro_rules! event {
+    /// Whether a secret is being presented, and nothing came of it yet.
+    pub(crate) fn is_presenting(&self) -> bool {
+        !self.presenting().is_empty()
+    }
+
+    /// The plugin's process has died. What it was presenting to a token counts as refused, since the token may have
+    /// counted it. Answers whether there was any.
+    pub(crate) fn died(&self) -> bool {
+        let presenting = std::mem::take(&mut *self.presenting());
+        presenting.iter().for_each(|digest| self.latch.remember(*digest));
+        !presenting.is_empty()
+    }
+
+    fn presenting(&self) -> MutexGuard<'_, Vec<Digest>> {
+        self.presenting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl HostSide for Services {
+    fn wants(&self, level: u32) -> bool {
+        macro_rules! enabled {
             ($level:ident) => {
-                tracing::$level!(target: "keystead::plugin", plugin, store, request, module = target, fields, "{message}")
+                tracing::enabled!(target: "keystead::plugin", tracing::Level::$level)
             };
         }
-        match record.level {
+        match level {
+            1 => enabled!(ERROR),
+            2 => enabled!(WARN),
+            3 => enabled!(INFO),
+            4 => enabled!(DEBUG),
+            _ => enabled!(TRACE),
+        }
+    }
+
+    fn log(&self, event: &Event<'_>) {
+        let (plugin, store) = (&self.plugin, &self.store);
+        let (module, message) = (tame(event.target, 128), tame(event.message, 1024));
+        let (fields, request) = (tame(event.fields, 1024), tame(event.request, 128));
+        macro_rules! event {
+            ($level:ident) => {
+                tracing::$level!(target: "keystead::plugin", plugin, store, request, module, fields, "{message}")
+            };
+        }
+        match event.level {
             1 => event!(error),
             2 => event!(warn),
             3 => event!(info),
@@ -126,14 +173,80 @@ impl Services {
             _ => event!(trace),
         }
     }
+
+    fn config(&self) -> Option<Zeroizing<Vec<u8>>> {
+        Some(self.private()?.config)
+    }
+
+    fn secret(&self, name: &str) -> Option<Result<Zeroizing<Vec<u8>>, String>> {
+        let private = self.private()?;
+        let secret = contain(Some(Err("reading it panicked".to_owned())), || private.secrets.read(name));
+        if let Some(Err(error)) = &secret {
+            tracing::warn!(
+                store = self.store,
+                secret = tame(name.as_bytes(), 64),
+                "a secret can't be read: {error}"
+            );
+        }
+        secret
+    }
+
+    fn keys_changed(&self) {
+        self.changed.notify_one();
+    }
+
+    fn was_refused(&self, token: &[u8], secret: &[u8]) -> bool {
+        let Some(digest) = self.latch.digest(&self.plugin, token, secret) else { return false };
+        let refused = self.latch.is_refused(digest);
+        if !refused {
+            self.presenting().push(digest);
+        }
+        refused
+    }
+
+    fn presented(&self, token: &[u8], secret: &[u8], accepted: bool) {
+        let Some(digest) = self.latch.digest(&self.plugin, token, secret) else { return };
+        self.presenting().retain(|presenting| *presenting != digest);
+        if !accepted {
+            self.latch.remember(digest);
+        }
+    }
+}
+
+/// The table that a plugin gets. It lives until the process ends.
+pub(crate) fn table(side: &'static dyn HostSide) -> &'static HostTable {
+    Box::leak(Box::new(HostTable {
+        size: struct_size::<HostTable>(),
+        draft: DRAFT,
+        context: std::ptr::from_mut(Box::leak(Box::new(side))).cast(),
+        log_enabled,
+        log,
+        config,
+        secret,
+        keys_changed,
+        extension,
+    }))
+}
+
+fn config_at(side: &dyn HostSide, path: &str) -> Option<Zeroizing<Vec<u8>>> {
+    let config = side.config()?;
+    if path.is_empty() {
+        return Some(config);
+    }
+    let whole: serde_json::Value = serde_json::from_slice(&config).ok()?;
+    let text = match whole.pointer(path)? {
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    Some(Zeroizing::new(text.into_bytes()))
 }
 
 /// # Safety
 ///
-/// `context` is that of a table made by [`Services::table`].
-unsafe fn services(context: *mut c_void) -> &'static Services {
-    // SAFETY: promised by the caller; the services are leaked and so live for ever.
-    unsafe { &*context.cast_const().cast::<Services>() }
+/// `context` is that of a table made by [`table`].
+unsafe fn side(context: *mut c_void) -> &'static dyn HostSide {
+    // SAFETY: promised by the caller; what the context leads to is leaked and so lives for ever.
+    unsafe { *context.cast_const().cast::<&'static dyn HostSide>() }
 }
 
 /// # Safety
@@ -158,46 +271,42 @@ fn contain<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or(otherwise)
 }
 
-unsafe extern "C" fn log_enabled(_context: *mut c_void, level: u32) -> u32 {
-    macro_rules! enabled {
-        ($level:ident) => {
-            tracing::enabled!(target: "keystead::plugin", tracing::Level::$level)
-        };
-    }
-    u32::from(match level {
-        1 => enabled!(ERROR),
-        2 => enabled!(WARN),
-        3 => enabled!(INFO),
-        4 => enabled!(DEBUG),
-        _ => enabled!(TRACE),
-    })
+unsafe extern "C" fn log_enabled(context: *mut c_void, level: u32) -> u32 {
+    // SAFETY: the context is ours.
+    let side = unsafe { side(context) };
+    u32::from(contain(false, || side.wants(level)))
 }
 
 unsafe extern "C" fn log(context: *mut c_void, record: *const LogRecord) {
     // SAFETY: the context is ours, and the plugin passes a record of its own or, in error, NULL.
-    if let (services, Some(record)) = unsafe { (services(context), record.as_ref()) } {
-        contain((), || services.record(record));
-    }
+    let (side, Some(record)) = (unsafe { (side(context), record.as_ref()) }) else { return };
+    // SAFETY: the plugin keeps what the record points to valid through the call (`abi`).
+    let event = unsafe {
+        Event {
+            level: record.level,
+            target: record.target.as_slice(),
+            message: record.message.as_slice(),
+            fields: record.fields.as_slice(),
+            request: record.request_id.as_slice(),
+        }
+    };
+    contain((), || side.log(&event));
 }
 
 unsafe extern "C" fn config(context: *mut c_void, path: Bytes, out: *mut Buffer) -> u32 {
     // SAFETY: the context is ours, and the plugin keeps the path valid through the call.
-    let (services, path) = unsafe { (services(context), path.as_slice()) };
-    let value = std::str::from_utf8(path).ok().and_then(|path| services.config_at(path));
+    let (side, path) = unsafe { (side(context), path.as_slice()) };
+    let value = std::str::from_utf8(path).ok().and_then(|path| config_at(side, path));
     // SAFETY: the buffer is the plugin's.
     unsafe { answer(out, value.as_ref().map(|value| value.as_slice())) }
 }
 
 unsafe extern "C" fn secret(context: *mut c_void, name: Bytes, out: *mut Buffer) -> u32 {
     // SAFETY: the context is ours, and the plugin keeps the name valid through the call.
-    let (services, name) = unsafe { (services(context), name.as_slice()) };
+    let (side, name) = unsafe { (side(context), name.as_slice()) };
     let name = std::str::from_utf8(name).unwrap_or_default();
-    let read = || services.private().and_then(|private| private.secrets.read(name));
-    match contain(Some(Err("reading it panicked".to_owned())), read) {
-        Some(Err(error)) => {
-            tracing::warn!(store = services.store, secret = name, "a secret can't be read: {error}");
-            Code::Unavailable as u32
-        }
+    match contain(Some(Err(String::new())), || side.secret(name)) {
+        Some(Err(_)) => Code::Unavailable as u32,
         // SAFETY: the buffer is the plugin's.
         Some(Ok(value)) => unsafe { answer(out, Some(&value)) },
         // SAFETY: the buffer is the plugin's.
@@ -207,12 +316,13 @@ unsafe extern "C" fn secret(context: *mut c_void, name: Bytes, out: *mut Buffer)
 
 unsafe extern "C" fn keys_changed(context: *mut c_void) {
     // SAFETY: the context is ours.
-    unsafe { services(context) }.changed.notify_one();
+    let side = unsafe { side(context) };
+    contain((), || side.keys_changed());
 }
 
 unsafe extern "C" fn extension(_context: *mut c_void, name: Bytes) -> *const c_void {
     static CREDENTIALS: CredentialsTable =
-        CredentialsTable { size: struct_size::<CredentialsTable>(), refused, report };
+        CredentialsTable { size: struct_size::<CredentialsTable>(), refused, report, accepted };
     // SAFETY: the plugin keeps the name valid through the call.
     match unsafe { name.as_slice() } {
         name if name == CREDENTIALS_EXTENSION.as_bytes() => (&raw const CREDENTIALS).cast(),
@@ -222,12 +332,18 @@ unsafe extern "C" fn extension(_context: *mut c_void, name: Bytes) -> *const c_v
 
 unsafe extern "C" fn refused(context: *mut c_void, token: Bytes, secret: Bytes) -> u32 {
     // SAFETY: the context is ours, and the plugin keeps both slices valid through the call.
-    let (services, token, secret) = unsafe { (services(context), token.as_slice(), secret.as_slice()) };
-    u32::from(services.latch.is_refused(&services.plugin, token, secret))
+    let (side, token, secret) = unsafe { (side(context), token.as_slice(), secret.as_slice()) };
+    u32::from(contain(true, || side.was_refused(token, secret)))
 }
 
 unsafe extern "C" fn report(context: *mut c_void, token: Bytes, secret: Bytes) {
     // SAFETY: the context is ours, and the plugin keeps both slices valid through the call.
-    let (services, token, secret) = unsafe { (services(context), token.as_slice(), secret.as_slice()) };
-    services.latch.remember(&services.plugin, token, secret);
+    let (side, token, secret) = unsafe { (side(context), token.as_slice(), secret.as_slice()) };
+    contain((), || side.presented(token, secret, false));
+}
+
+unsafe extern "C" fn accepted(context: *mut c_void, token: Bytes, secret: Bytes) {
+    // SAFETY: the context is ours, and the plugin keeps both slices valid through the call.
+    let (side, token, secret) = unsafe { (side(context), token.as_slice(), secret.as_slice()) };
+    contain((), || side.presented(token, secret, true));
 }

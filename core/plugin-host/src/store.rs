@@ -10,32 +10,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use keystead_plugin_api::{
-    Algorithm, CallClass, Isolation, Severity,
-    abi::{KEY_ID_MAX, LANE_HOUSEKEEPING, LANE_INLINE},
-    algorithm::Family,
-};
-use tokio::{
-    sync::oneshot,
-    time::{timeout, timeout_at},
-};
-
 use crate::{
     Class, Description, Failure, Finding, Host, Surroundings,
     instance::{Call, Instance, RawKey, SPKI_MAX},
-    lanes::Lanes,
     native,
+    process::{Placed, Remote, Wish},
     services::{Secrets, Services},
-    turns::{Turn, Turns},
+    threads::Threads,
     verify::{Challenge, PublicKey},
 };
-
-/// How long opening, listing and health may take before the host stops waiting: a token behind a slow network, or a
-/// directory with thousands of encrypted files, takes a while.
-const HOUSEKEEPING_DEADLINE: Duration = Duration::from_secs(120);
-
-/// How many such calls wait for the one before them. Few: more of them mean that it hangs.
-const HOUSEKEEPING_QUEUE: usize = 4;
+use keystead_plugin_api::{Algorithm, CallClass, Isolation, Severity, abi::KEY_ID_MAX, algorithm::Family};
 
 /// Which results are verified before they leave: signatures, and those of the raw RSA operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,13 +71,12 @@ pub struct Store {
     plugin: String,
     host: Arc<Host>,
     services: &'static Services,
-    instance: RwLock<Slot>,
+    slot: RwLock<Slot>,
     description: Mutex<Option<Description>>,
-    lanes: Arc<Lanes>,
-    housekeeping: Lanes,
-    limits: Limits,
-    turns: Arc<Turns>,
+    threads: Threads,
     verify_signatures: VerifySignatures,
+    isolation: Option<Isolation>,
+    surroundings: Surroundings,
 }
 
 /// A key whose description was checked: its parts fit each other.
@@ -158,20 +141,14 @@ impl Store {
         let services =
             Services::new(&spec.name, &spec.plugin, &spec.config, spec.secrets, Arc::clone(&host.latch));
         Self {
-            lanes: Arc::new(Lanes::new(&spec.name, 0, spec.limits.lanes, spec.limits.queue)),
-            housekeeping: Lanes::new(
-                &format!("{}/housekeeping", spec.name),
-                LANE_HOUSEKEEPING,
-                1,
-                HOUSEKEEPING_QUEUE,
-            ),
+            threads: Threads::new(&spec.name, spec.limits, &host.turns),
             host: Arc::clone(host),
-            turns: Arc::clone(&host.turns),
-            instance: RwLock::new(Slot::Empty),
+            slot: RwLock::new(Slot::Empty),
             description: Mutex::default(),
             services,
-            limits: spec.limits,
             verify_signatures: spec.verify_signatures,
+            isolation: spec.isolation,
+            surroundings: spec.surroundings,
             name: spec.name,
             plugin: spec.plugin,
         }
@@ -192,20 +169,25 @@ impl Store {
     /// What it may use; no more lanes than the plugin can, once that is known.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        Limits { lanes: self.lanes.count(), ..self.limits }
+        match self.opened() {
+            Ok(Opened::Child(remote)) => remote.limits(),
+            _ => self.threads.limits(),
+        }
     }
 
     /// Whether it is open.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.instance().is_ok()
+        self.opened().is_ok()
     }
 
     /// How busy it is.
     #[must_use]
     pub fn load(&self) -> Load {
-        let (busy, waiting) = self.lanes.load();
-        Load { busy, lanes: self.lanes.count(), waiting, queue: self.limits.queue }
+        match self.opened() {
+            Ok(Opened::Child(remote)) => remote.load(),
+            _ => self.threads.load(),
+        }
     }
 
     /// What the plugin says it is; `None` until it has been loaded.
@@ -214,10 +196,13 @@ impl Store {
         self.description.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Where its plugin runs; `None` until that is known.
+    /// Where its plugin runs; `None` until it is open.
     #[must_use]
     pub fn isolation(&self) -> Option<Isolation> {
-        self.description().map(|_| Isolation::Inline)
+        match self.opened().ok()? {
+            Opened::Here(_) => Some(Isolation::Inline),
+            Opened::Child(_) => Some(Isolation::Process),
+        }
     }
 
     /// Loads the plugin where that hasn't happened yet, and opens the store, unless it is open.
@@ -230,21 +215,63 @@ impl Store {
         if self.is_open() {
             return Ok(());
         }
-        let (host, plugin, services) = (Arc::clone(&self.host), self.plugin.clone(), self.services);
-        let plugin = self.housekeep(move |_| host.plugin(&plugin)).await?;
-        self.lanes.limit(plugin.description.lanes_max.unwrap_or(u32::MAX));
-        *self.description.lock().unwrap_or_else(PoisonError::into_inner) = Some(plugin.description.clone());
-        let opening =
-            move |_: &Call<'_>| native::open(plugin.table, services).map(|store| Opened(Some(store)));
-        let mut opened = self.housekeep(opening).await?;
-        let mut slot = self.instance.write().unwrap_or_else(PoisonError::into_inner);
+        let mut opening = match self.place().await? {
+            None => self.open_here().await?,
+            Some(placed) => self.open_there(placed).await?,
+        };
+        let mut slot = self.slot.write().unwrap_or_else(PoisonError::into_inner);
         if matches!(*slot, Slot::Closed) {
             return Err(closed()); // meanwhile; the plugin is told by what was opened being dropped
         }
-        if let Some(instance) = opened.0.take() {
-            *slot = Slot::Open(instance);
+        if let Some(opened) = opening.0.take() {
+            *slot = Slot::Open(opened);
         }
         Ok(())
+    }
+
+    /// The process that the plugin is to run in; `None` for this one.
+    async fn place(&self) -> Result<Option<Placed>, Failure> {
+        let Some(launcher) = self.host.settings().launcher else { return self.only_here() };
+        if self.isolation == Some(Isolation::Inline) {
+            return Ok(None);
+        }
+        let (host, plugin) = (Arc::clone(&self.host), self.plugin.clone());
+        let file = self.threads.housekeep(move |_| host.locate(&plugin)).await?;
+        let wish = Wish {
+            launcher: &launcher,
+            file: &file,
+            surroundings: &self.surroundings,
+            isolation: self.isolation,
+        };
+        self.host.processes.place(wish, self.services).await
+    }
+
+    fn only_here(&self) -> Result<Option<Placed>, Failure> {
+        match self.isolation {
+            Some(Isolation::Process) => Err(Failure::invalid("this program starts no processes for plugins")),
+            _ => Ok(None),
+        }
+    }
+
+    async fn open_here(&self) -> Result<Opening, Failure> {
+        let (host, plugin, services) = (Arc::clone(&self.host), self.plugin.clone(), self.services);
+        let plugin = self.threads.housekeep(move |_| host.plugin(&plugin)).await?;
+        self.is_described(&plugin.description);
+        let opening = move |_: &Call<'_>| {
+            native::open(plugin.table, services).map(|store| Opening(Some(Opened::Here(store))))
+        };
+        self.threads.housekeep(opening).await
+    }
+
+    async fn open_there(&self, placed: Placed) -> Result<Opening, Failure> {
+        self.is_described(&placed.description);
+        let remote = Remote::open(&self.name, placed, self.threads.limits(), self.services).await?;
+        Ok(Opening(Some(Opened::Child(remote))))
+    }
+
+    fn is_described(&self, description: &Description) {
+        self.threads.limit(description.lanes_max);
+        *self.description.lock().unwrap_or_else(PoisonError::into_inner) = Some(description.clone());
     }
 
     /// Lists the keys. A key whose parts don't fit each other becomes a finding.
@@ -253,9 +280,12 @@ impl Store {
     ///
     /// What the plugin answered, or that the store isn't open.
     pub async fn keys(&self) -> Result<Listing, Failure> {
-        let instance = self.instance()?;
-        let raw = self.housekeep(move |call| instance.keys(call)).await?;
-        let mut listing = Listing { keys: Vec::new(), findings: raw.findings };
+        let raw = match self.opened()? {
+            Opened::Here(instance) => self.threads.housekeep(move |call| instance.keys(call)).await?,
+            Opened::Child(remote) => remote.keys().await?,
+        };
+        let mut listing =
+            Listing { keys: Vec::new(), findings: raw.findings.into_iter().map(Finding::from).collect() };
         let mut seen = HashSet::new();
         for key in raw.keys {
             let label = key.label.clone();
@@ -278,13 +308,15 @@ impl Store {
     ///
     /// What the plugin answered, or that the store isn't open.
     pub async fn health(&self) -> Result<u64, Failure> {
-        let instance = self.instance()?;
-        self.housekeep(move |call| instance.health(call)).await
+        match self.opened()? {
+            Opened::Here(instance) => self.threads.housekeep(move |call| instance.health(call)).await,
+            Opened::Child(remote) => remote.health().await,
+        }
     }
 
     /// Waits until the plugin says that its keys have changed.
     pub async fn keys_changed(&self) {
-        self.services.keys_changed().await;
+        self.services.changed().await;
     }
 
     /// Signs or decrypts with a key of this store's listing, as the algorithm says. Inline keys are called right here;
@@ -328,35 +360,23 @@ impl Store {
     /// themselves, and no other starts.
     pub async fn close(&self, grace: Duration) {
         let slot =
-            mem::replace(&mut *self.instance.write().unwrap_or_else(PoisonError::into_inner), Slot::Closed);
-        if let Slot::Open(instance) = slot {
-            instance.stop();
-            let (closed, done) = oneshot::channel();
-            // Not by `housekeep`: however late its turn comes, the plugin is to hear of it.
-            self.housekeeping.submit_regardless(Box::new(move |_| {
-                instance.close(grace);
-                let _ = closed.send(());
-            }));
-            if timeout(grace, done).await.is_err() {
-                tracing::warn!(store = self.name, "the store did not close within {grace:?}");
-            }
+            mem::replace(&mut *self.slot.write().unwrap_or_else(PoisonError::into_inner), Slot::Closed);
+        let in_time = match slot {
+            Slot::Open(Opened::Here(instance)) => self.threads.close(instance, grace).await,
+            Slot::Open(Opened::Child(remote)) => remote.close(grace).await,
+            Slot::Empty | Slot::Closed => true,
+        };
+        if !in_time {
+            tracing::warn!(store = self.name, "the store did not close within {grace:?}");
         }
         self.services.forget();
     }
 
-    fn instance(&self) -> Result<Arc<dyn Instance>, Failure> {
-        match &*self.instance.read().unwrap_or_else(PoisonError::into_inner) {
-            Slot::Open(instance) => Ok(Arc::clone(instance)),
+    fn opened(&self) -> Result<Opened, Failure> {
+        match &*self.slot.read().unwrap_or_else(PoisonError::into_inner) {
+            Slot::Open(opened) => Ok(opened.clone()),
             Slot::Empty => Err(Failure::new(Class::Unavailable, "the store is not open")),
             Slot::Closed => Err(closed()),
-        }
-    }
-
-    /// The right to run inline; `None` where the call belongs on a lane.
-    async fn turn(&self, key: &Key) -> Option<Turn<'_>> {
-        match key.class {
-            CallClass::Inline => self.turns.take().await,
-            CallClass::Blocking => None,
         }
     }
 
@@ -369,63 +389,9 @@ impl Store {
         request: Request<'_>,
     ) -> Result<Vec<u8>, Failure> {
         key.accepts(algorithm, input)?;
-        let instance = self.instance()?;
-        let turn = timeout_at(request.deadline.into(), self.turn(key)).await;
-        match turn.map_err(|_| Failure::new(Class::Deadline, "too many calls were before it"))? {
-            Some(_turn) => call(&*instance, key, algorithm, input, LANE_INLINE, None, request.id),
-            None => self.on_lane(instance, key, algorithm, input, request).await,
-        }
-    }
-
-    async fn on_lane(
-        &self,
-        instance: Arc<dyn Instance>,
-        key: &Arc<Key>,
-        algorithm: Algorithm,
-        input: &[u8],
-        request: Request<'_>,
-    ) -> Result<Vec<u8>, Failure> {
-        let (answer, result) = oneshot::channel();
-        let (key, input, id, deadline) =
-            (Arc::clone(key), input.to_vec(), request.id.to_owned(), request.deadline);
-        let job = move |lane| {
-            // Nobody waits any more: the device is spared the call.
-            if !answer.is_closed() && Instant::now() < deadline {
-                let _ = answer.send(call(&*instance, &key, algorithm, &input, lane, Some(deadline), &id));
-            }
-        };
-        self.lanes.submit(Box::new(job)).map_err(|_| shed(self.limits()))?;
-        match timeout_at(request.deadline.into(), result).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) if Instant::now() < request.deadline => {
-                Err(Failure::internal("the lane gave no answer"))
-            }
-            _ => Err(Failure::new(Class::Deadline, "the plugin did not answer within the deadline")),
-        }
-    }
-
-    /// Runs something on the housekeeping lane.
-    async fn housekeep<T: Send + 'static>(
-        &self,
-        job: impl FnOnce(&Call<'_>) -> Result<T, Failure> + Send + 'static,
-    ) -> Result<T, Failure> {
-        let (answer, result) = oneshot::channel();
-        let deadline = Instant::now() + HOUSEKEEPING_DEADLINE;
-        let run = move |lane| {
-            if !answer.is_closed() {
-                let _ = answer.send(job(&Call { lane, deadline: Some(deadline), request_id: "" }));
-            }
-        };
-        self.housekeeping
-            .submit(Box::new(run))
-            .map_err(|_| Failure::new(Class::Unavailable, "the plugin still hangs in an earlier call"))?;
-        match timeout_at(deadline.into(), result).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Failure::internal("the lane gave no answer")),
-            Err(_) => Err(Failure::new(
-                Class::Unavailable,
-                format!("the plugin did not answer within {} s", HOUSEKEEPING_DEADLINE.as_secs()),
-            )),
+        match self.opened()? {
+            Opened::Here(instance) => self.threads.perform(instance, key, algorithm, input, request).await,
+            Opened::Child(remote) => remote.perform(key, algorithm, input, request).await,
         }
     }
 
@@ -455,11 +421,11 @@ impl Store {
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, plugin, limits, .. } = self;
+        let Self { name, plugin, threads, .. } = self;
         f.debug_struct("Store")
             .field("name", name)
             .field("plugin", plugin)
-            .field("limits", limits)
+            .field("limits", &threads.limits())
             .finish_non_exhaustive()
     }
 }
@@ -470,27 +436,36 @@ impl Drop for Store {
     }
 }
 
-/// Where an open store is.
+/// Where a store is in its life.
 enum Slot {
     Empty,
-    Open(Arc<dyn Instance>),
+    Open(Opened),
     /// For good.
     Closed,
 }
 
-fn closed() -> Failure {
-    Failure::new(Class::Unavailable, "the store is closed")
+/// An open store: in this process, or in one for plugins.
+#[derive(Clone)]
+enum Opened {
+    Here(Arc<dyn Instance>),
+    Child(Arc<Remote>),
 }
 
 /// What an opening gave. Where nobody waits for it any more, the plugin is told.
-struct Opened(Option<Arc<dyn Instance>>);
+struct Opening(Option<Opened>);
 
-impl Drop for Opened {
+impl Drop for Opening {
     fn drop(&mut self) {
-        if let Some(instance) = &self.0 {
-            instance.close(Duration::ZERO);
+        match self.0.take() {
+            Some(Opened::Here(instance)) => instance.close(Duration::ZERO),
+            Some(Opened::Child(remote)) => remote.abandon(),
+            None => {}
         }
     }
+}
+
+fn closed() -> Failure {
+    Failure::new(Class::Unavailable, "the store is closed")
 }
 
 impl Key {
@@ -584,6 +559,11 @@ impl Key {
         self.proven.load(Ordering::Acquire)
     }
 
+    /// Bytes that the longest result takes.
+    pub(crate) fn result_max(&self) -> usize {
+        self.public.result_max()
+    }
+
     fn accepts(&self, algorithm: Algorithm, input: &[u8]) -> Result<(), Failure> {
         if !self.algorithms.contains(&algorithm) {
             return Err(Failure::new(
@@ -620,30 +600,6 @@ impl fmt::Debug for Key {
     }
 }
 
-/// The one call to the plugin, with a buffer of its own.
-fn call(
-    instance: &dyn Instance,
-    key: &Key,
-    algorithm: Algorithm,
-    input: &[u8],
-    lane: u32,
-    deadline: Option<Instant>,
-    request_id: &str,
-) -> Result<Vec<u8>, Failure> {
-    let mut out = vec![0; key.public.result_max()];
-    let call = Call { lane, deadline, request_id };
-    let len = instance.perform(&call, algorithm.operation(), &key.id, algorithm.number(), input, &mut out)?;
-    out.truncate(len);
-    Ok(out)
-}
-
 fn lie(key: &Key, algorithm: Algorithm) -> Failure {
     Failure::internal(format!("the answer of key `{}` for {algorithm} is wrong; it was held back", key.label))
-}
-
-fn shed(limits: Limits) -> Failure {
-    Failure::new(
-        Class::Shed,
-        format!("all {} lanes are busy and {} calls wait already", limits.lanes, limits.queue),
-    )
 }

@@ -14,11 +14,13 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    sync::{Mutex, PoisonError},
+    sync::{LazyLock, Mutex, PoisonError},
 };
 
 use serde_json::Value;
 use tempfile::TempDir;
+
+use crate::Launcher;
 
 /// A plugin directory of a test's own, removed when dropped: mode 0755 whatever the umask.
 #[derive(Debug)]
@@ -74,33 +76,68 @@ pub fn library(package: &str) -> PathBuf {
     built.entry(package.to_owned()).or_insert_with(|| build(package)).clone()
 }
 
+/// How tests have a process for plugins started, where the server's binary isn't there. Built once per process.
+///
+/// # Panics
+///
+/// Where it can't be built, with cargo's own words.
+#[must_use]
+pub fn launcher() -> Launcher {
+    static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let options = ["--package", "keystead-plugin-host", "--features", "test-support", "--bin", PROCESS];
+        let output = cargo(&options);
+        let program = built(&output).then(|| artifact(PROCESS, "executable", &output)).flatten();
+        program.unwrap_or_else(|| {
+            panic!("no `{PROCESS}` was built:\n{}", String::from_utf8_lossy(&output.stderr))
+        })
+    });
+    Launcher { program: BUILT.clone(), arguments: Vec::new() }
+}
+
+/// The program that is nothing but a process for plugins.
+const PROCESS: &str = "keystead-plugin-process";
+
 fn build(package: &str) -> PathBuf {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--message-format=json-render-diagnostics", "--package", package]);
-    let output = command
-        .args(same_build())
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stdin(Stdio::null())
-        .output()
-        .unwrap_or_else(|error| panic!("cargo can't be run: {error}"));
-    let library = output.status.success().then(|| artifact(package, &output)).flatten();
+    let output = cargo(&["--package", package]);
+    let library = built(&output).then(|| artifact(package, "filenames", &output)).flatten();
     library.unwrap_or_else(|| {
         panic!("no library of `{package}` was built:\n{}", String::from_utf8_lossy(&output.stderr))
     })
 }
 
-/// The library among what cargo says it built or found fresh.
-fn artifact(package: &str, output: &Output) -> Option<PathBuf> {
-    let name = package.replace('-', "_");
+fn built(output: &Output) -> bool {
+    output.status.success()
+}
+
+fn cargo(what: &[&str]) -> Output {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--message-format=json-render-diagnostics"]).args(what);
+    command
+        .args(same_build())
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("cargo can't be run: {error}"))
+}
+
+/// The file of a target among what cargo says it built or found fresh: a library among its `filenames`, or its
+/// `executable`.
+fn artifact(target: &str, kind: &str, output: &Output) -> Option<PathBuf> {
+    let name = if kind == "executable" { target.to_owned() } else { target.replace('-', "_") };
     let text = String::from_utf8_lossy(&output.stdout);
     let artifacts = text
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|message| message.pointer("/target/name").is_some_and(|target| *target == name));
-    let mut files = artifacts
-        .flat_map(|message| message.get("filenames").and_then(Value::as_array).cloned().unwrap_or_default());
-    files.find_map(|file| file.as_str().filter(|file| file.ends_with(".so")).map(PathBuf::from))
+    let mut files = artifacts.flat_map(|message| match message.get(kind) {
+        Some(Value::Array(files)) => files.clone(),
+        Some(file @ Value::String(_)) => vec![file.clone()],
+        _ => Vec::new(),
+    });
+    files.find_map(|file| {
+        file.as_str().filter(|file| kind == "executable" || file.ends_with(".so")).map(PathBuf::from)
+    })
 }
 
 /// The options that make cargo build as the running test was built, which is `TARGET_DIR[/TRIPLE]/PROFILE/deps/TEST`.

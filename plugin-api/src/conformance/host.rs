@@ -525,7 +525,7 @@ unsafe extern "C" fn keys_changed(context: *mut c_void) {
 
 unsafe extern "C" fn extension(_context: *mut c_void, name: Bytes) -> *const c_void {
     static CREDENTIALS: CredentialsTable =
-        CredentialsTable { size: struct_size::<CredentialsTable>(), refused, report };
+        CredentialsTable { size: struct_size::<CredentialsTable>(), refused, report, accepted };
     // SAFETY: the name lives through the call.
     match unsafe { name.as_slice() } == CREDENTIALS_EXTENSION.as_bytes() {
         true => from_ref(&CREDENTIALS).cast(),
@@ -543,6 +543,12 @@ unsafe extern "C" fn report(context: *mut c_void, token: Bytes, secret: Bytes) {
     // SAFETY: as `remembered` demands, by the rules of the contract.
     let (host, entry) = unsafe { remembered(context, token, secret) };
     lock(&host.refused).insert(entry);
+}
+
+unsafe extern "C" fn accepted(context: *mut c_void, token: Bytes, secret: Bytes) {
+    // SAFETY: as `remembered` demands, by the rules of the contract.
+    let (host, entry) = unsafe { remembered(context, token, secret) };
+    lock(&host.refused).remove(&entry);
 }
 
 /// # Safety

@@ -84,6 +84,10 @@ impl Backend for Pkcs11 {
         schema: store::SCHEMA,
     };
 
+    fn isolation_group(config: &serde_json::Value) -> Option<String> {
+        store::modules(config)
+    }
+
     fn open(host: Host) -> Result<Self, Error> {
         let Opened { tokens, entries, findings } = store::open(host)?;
         let (keys, unsettled, told) = Default::default();

@@ -74,6 +74,20 @@ pub(crate) struct Present {
 }
 
 impl Module {
+    /// The canonical path of a library file. A bare file name is looked for in the usual folders.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no such file.
+    pub(crate) fn file(path: &Path) -> Result<PathBuf, Problem> {
+        let bare = path.parent().is_some_and(|folder| folder.as_os_str().is_empty());
+        let found = bare.then(|| find([path])).flatten();
+        found.as_deref().unwrap_or(path).canonicalize().map_err(|error| {
+            Problem::new(Error::invalid(format!("module `{}` can't be opened: {error}", path.display())))
+                .hint("give the full path of the vendor's PKCS#11 library as module-path")
+        })
+    }
+
     /// The module of a library file; loads it where nobody has yet. A bare file name is looked for in the usual
     /// folders.
     ///
@@ -81,12 +95,7 @@ impl Module {
     ///
     /// Where the file is missing or isn't a PKCS#11 library.
     pub(crate) fn at(path: &Path) -> Result<&'static Self, Problem> {
-        let bare = path.parent().is_some_and(|folder| folder.as_os_str().is_empty());
-        let found = bare.then(|| find([path])).flatten();
-        let path = found.as_deref().unwrap_or(path).canonicalize().map_err(|error| {
-            Problem::new(Error::invalid(format!("module `{}` can't be opened: {error}", path.display())))
-                .hint("give the full path of the vendor's PKCS#11 library as module-path")
-        })?;
+        let path = Self::file(path)?;
         let place = Place::of(&path);
         let mut module = place.module.lock().unwrap_or_else(PoisonError::into_inner);
         match *module {

@@ -2,7 +2,7 @@
 //!
 //! What is wrong with one entry is a finding; only where nothing could be opened at all is opening an error.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use keystead_plugin_api::{Code, Error, Finding, Host};
 use serde::Deserialize;
@@ -103,6 +103,18 @@ pub(crate) fn open(host: Host) -> Result<Opened, Error> {
     Ok(Opened { tokens, entries, findings: opening.findings })
 }
 
+/// The modules that a store of this configuration uses, by their files: vendors count sessions by process, and a module
+/// that crashes takes along what is in the same process. `None` where no URI leads to a module.
+pub(crate) fn modules(config: &serde_json::Value) -> Option<String> {
+    let config = Config::deserialize(config).ok()?;
+    let dialect = config.dialect();
+    let uris = config.uris.iter().filter_map(|text| Uri::parse(text, dialect).ok());
+    let files: BTreeSet<PathBuf> =
+        uris.filter_map(|uri| Module::file(&config.module_of(&uri).ok()?).ok()).collect();
+    let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {
@@ -111,6 +123,23 @@ struct Config {
     legacy: bool,
     module: Option<PathBuf>,
     max_sessions: Option<u32>,
+}
+
+impl Config {
+    fn dialect(&self) -> Dialect {
+        if self.legacy { Dialect::Legacy } else { Dialect::Strict }
+    }
+
+    /// The library that a URI means.
+    fn module_of(&self, uri: &Uri) -> Result<PathBuf, Problem> {
+        match (&uri.module_path, &uri.module_name, &self.module) {
+            (Some(path), ..) => Ok(path.clone()),
+            (None, Some(name), _) => Module::path_of(name),
+            (None, None, Some(path)) => Ok(path.clone()),
+            (None, None, None) => Err(Problem::new(Error::invalid("the URI names no module"))
+                .hint("add ?module-path= with the full path of the vendor's PKCS#11 library")),
+        }
+    }
 }
 
 /// One URI whose token is there.
@@ -165,8 +194,7 @@ impl Opening<'_> {
     }
 
     fn resolve(&mut self, text: &str, number: usize, slots: &mut Slots) -> Option<Wanted> {
-        let dialect = if self.config.legacy { Dialect::Legacy } else { Dialect::Strict };
-        let uri = match Uri::parse(text, dialect) {
+        let uri = match Uri::parse(text, self.config.dialect()) {
             Ok(uri) => uri,
             Err(invalid) => {
                 self.fail(&format!("uri {number}"), Problem::new(Error::invalid(invalid.to_string())));
@@ -187,16 +215,7 @@ impl Opening<'_> {
     }
 
     fn locate(&self, uri: &Uri, slots: &mut Slots) -> Result<(&'static Module, Present), Problem> {
-        let path = match (&uri.module_path, &uri.module_name, &self.config.module) {
-            (Some(path), ..) => path.clone(),
-            (None, Some(name), _) => Module::path_of(name)?,
-            (None, None, Some(path)) => path.clone(),
-            (None, None, None) => {
-                return Err(Problem::new(Error::invalid("the URI names no module"))
-                    .hint("add ?module-path= with the full path of the vendor's PKCS#11 library"));
-            }
-        };
-        let module = Module::at(&path)?;
+        let module = Module::at(&self.config.module_of(uri)?)?;
         Ok((module, slots.choose(module, &uri.token)?))
     }
 

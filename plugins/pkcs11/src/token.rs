@@ -334,7 +334,12 @@ impl Token {
             return Err(Problem::new(Error::new(Code::Credentials, message)).hint(CORRECT_THE_PIN));
         }
         match session.raw.login_with_raw(UserType::User, &RawAuthPin::new(Box::new(pin.to_vec()))) {
-            Ok(()) | Err(Failure::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
+            Ok(()) | Err(Failure::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {
+                if let Some(memory) = self.credentials {
+                    memory.accepted(&self.identity, pin);
+                }
+                Ok(())
+            }
             Err(failure) => Err(self.refused(&failure, pin, session)),
         }
     }

@@ -20,13 +20,14 @@ use rustix::{
         set_thread_res_gid, set_thread_res_uid,
     },
 };
+use serde::{Deserialize, Serialize};
 
 /// How many descriptors it may have. The server's own limit is raised as far as it goes, but libraries walk through all
 /// that there may be, or put them into an `fd_set`.
 const DESCRIPTORS: u64 = 4096;
 
 /// What a process for plugins is to be held to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub(super) struct Confinement {
     /// Whom it becomes; it stays who it is without one.
     pub(super) identity: Option<Identity>,
@@ -42,7 +43,7 @@ pub(super) struct Confinement {
 }
 
 /// A user with groups, as the kernel knows them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub(super) struct Identity {
     pub(super) uid: u32,
     pub(super) gid: u32,

@@ -144,7 +144,7 @@ async fn refuses_another_draft_and_another_layout_however_often() {
     for (package, line) in [
         (
             "keystead-plugin-other-draft",
-            "FILE can't be loaded: it was built for draft 2 of the plugin contract, and this server speaks draft 1; \
+            "FILE can't be loaded: it was built for draft 3 of the plugin contract, and this server speaks draft 2; \
              build it against this server's keystead-plugin-api",
         ),
         (
@@ -286,7 +286,7 @@ async fn a_replaced_file_is_another_plugin_and_the_old_one_goes_on() {
     set_mode(&fresh, 0o644);
     fs::rename(&fresh, &odd.file).unwrap();
     let (_, line) = odd.refusal().await;
-    assert!(line.contains("draft 2"), "{line}");
+    assert!(line.contains("draft 3"), "{line}");
     sign(&store, &key(&listing, "key"), "", PATIENCE).await.unwrap();
 }
 
@@ -307,11 +307,14 @@ async fn the_list_of_plugins_says_what_each_is_or_why_it_is_refused() {
     let odd = Odd::new();
     odd.write(b"nothing");
     fs::write(odd.rig.directory.path().join("libother.so"), b"").unwrap();
-    let found = odd.rig.host.plugins();
+    let found = odd.rig.host.plugins().await;
     let names: Vec<&str> = found.iter().map(|found| found.name.as_str()).collect();
     assert_eq!(names, ["hostile", "odd"]);
     let description = found[0].description.as_ref().unwrap();
-    assert_eq!((description.name.as_str(), description.contract), ("hostile", 1));
+    assert_eq!(
+        (description.name.as_str(), description.contract),
+        ("hostile", keystead_plugin_api::abi::DRAFT)
+    );
     assert_eq!((description.vendor.as_str(), description.lanes_max), ("the tests", Some(4)));
     assert_eq!(found[1].description.as_ref().unwrap_err().class, Class::InvalidInput);
 }

@@ -6,5 +6,6 @@ mod closing;
 mod gate;
 mod listing;
 mod loading;
+mod processes;
 mod rig;
 mod services;

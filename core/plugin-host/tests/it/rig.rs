@@ -9,7 +9,8 @@ use std::{
 
 use keystead_plugin_host::{
     Algorithm, Failure, Host, Key, Limits, Listing, Request, Secrets, Settings, Store, StoreSpec,
-    Surroundings, VerifySignatures, testing::PluginDir,
+    Surroundings, VerifySignatures,
+    testing::{self, PluginDir},
 };
 use serde_json::Value;
 use tracing_subscriber::{filter::LevelFilter, fmt::MakeWriter};
@@ -35,6 +36,11 @@ pub(crate) struct Rig {
 impl Rig {
     pub(crate) fn new() -> Self {
         Self::with(|_| ())
+    }
+
+    /// A host that has a launcher for processes.
+    pub(crate) fn with_processes() -> Self {
+        Self::with(|settings| settings.launcher = Some(testing::launcher()))
     }
 
     pub(crate) fn with(change: impl FnOnce(&mut Settings)) -> Self {

@@ -6,10 +6,11 @@ use keystead::{config::Flags, server, status};
 use keystead_plugin_host::Found;
 use serde_json::{Value, json};
 
-use super::{Failed, Output, load, print, table};
+use super::{Failed, Output, load, print, runtime, table};
 
 pub(super) fn list(flags: &Flags, output: Output) -> Result<ExitCode, Failed> {
-    let found = server::plugin_host(&load(flags)?.plugins).plugins();
+    let host = server::plugin_host(&load(flags)?.plugins);
+    let found = runtime()?.block_on(host.plugins());
     if output.json {
         let plugins: Vec<Value> = found.iter().map(to_json).collect();
         return print(&format!("{:#}\n", Value::from(plugins)));

@@ -281,7 +281,7 @@ pub(super) async fn opened(store: Arc<ManagedStore>) -> Result<Listed, Failure> 
         let generation = store.ask(store.store().health()).await?; // before the listing, so that no change is missed
         let (holders, findings) = listed(&store).await?;
         findings.iter().for_each(|finding| report(store.name(), finding));
-        Ok((holders, generation))
+        Ok::<_, Failure>((holders, generation))
     };
     let late = |_| Failure::new(Class::Unavailable, format!("it was not open and listed within {OPENING:?}"));
     let (holders, generation) = timeout(OPENING, opening).await.map_err(late)??;

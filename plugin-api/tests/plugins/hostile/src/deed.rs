@@ -1,6 +1,6 @@
 //! What a call does beside, or instead of, what it should.
 
-use std::{fs, panic, path::PathBuf, thread, time::Duration};
+use std::{fs, panic, path::PathBuf, process, thread, time::Duration};
 
 use keystead_plugin_api::{Code, Error};
 use serde::Deserialize;
@@ -32,6 +32,10 @@ pub(crate) enum Deed {
     PanicTwice,
     /// Never returns.
     Hang,
+    /// Ends its process.
+    Die,
+    /// Ends its process for as long as there is this file, which it removes.
+    DieOnce(PathBuf),
     /// Waits until somebody has opened this named pipe for writing, and closed it again.
     WaitFor(PathBuf),
     /// Returns late, by so many milliseconds.
@@ -61,6 +65,8 @@ impl Deed {
             Self::Panic => panic!("as the test wants it\nin two lines"),
             Self::PanicTwice => panic::panic_any(Bomb),
             Self::Hang => hang(),
+            Self::Die => process::abort(),
+            Self::DieOnce(file) if fs::remove_file(file).is_ok() => process::abort(),
             Self::WaitFor(pipe) => {
                 fs::read(pipe).map(drop).map_err(|error| Error::invalid(error.to_string()))
             }

@@ -12,6 +12,9 @@ use std::{
     cell::Cell,
     collections::HashSet,
     ffi::c_void,
+    fs::File,
+    io::Write,
+    path::PathBuf,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -94,6 +97,11 @@ struct Login {
     secret: String,
     /// The PIN that the token takes.
     pin: String,
+    /// A file that gets a byte for each attempt.
+    attempts: Option<PathBuf>,
+    /// What an attempt does beside.
+    #[serde(default)]
+    deed: Deed,
 }
 
 struct Hostile {
@@ -223,7 +231,14 @@ fn log_in(host: Host, login: &Login) -> Result<(), Error> {
         return Err(Error::new(Code::Credentials, format!("not tried again after {attempts} attempts")));
     }
     let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed) + 1;
+    if let Some(file) = &login.attempts {
+        let counted =
+            File::options().append(true).create(true).open(file).and_then(|mut file| file.write_all(b"1"));
+        counted.map_err(|error| Error::invalid(error.to_string()))?;
+    }
+    login.deed.run()?;
     if secret.expose() == login.pin.as_bytes() {
+        memory.accepted(&login.token, secret.expose());
         return Ok(());
     }
     memory.report(&login.token, secret.expose());

@@ -1,0 +1,614 @@
+//! The host's end of one running process: calls go out in batches and come back in any order. What comes back is
+//! distrusted: an answer to a call that nobody made, of another kind or longer than asked for, ends the process.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt, io,
+    os::unix::process::ExitStatusExt,
+    process::{Child, ExitStatus},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use keystead_plugin_api::{Code, Error, Isolation};
+use serde::Serialize;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf, pipe},
+    },
+    sync::{Notify, oneshot, watch},
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+use zeroize::Zeroizing;
+
+use super::{
+    PluginFile,
+    crash::{self, Crash, Death},
+    gate::Lane,
+    launch::Launched,
+    quota::Quota,
+    wire::{self, Inbox, Message, Order, Reply, Told},
+};
+use crate::{
+    Description,
+    failure::tame,
+    instance::{RawListing, Refusal},
+    native::ENTRIES_MAX,
+    services::HostSide,
+};
+
+/// How many questions of a process may be open at once: it has one for each thread at most.
+const ASKS_MAX: usize = 4096;
+
+/// How many frames leave in one system call.
+const BATCH: usize = 64;
+
+/// The longest line of a process' output that is told in whole, in bytes.
+const LINE_MAX: usize = 1024;
+
+/// How long a process whose socket is closed may take to end by itself, before it is killed; and how long what it has
+/// written last is waited for.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// One running process.
+pub(super) struct Link {
+    pub(super) pid: u32,
+    pub(super) started: Instant,
+    child: Mutex<Child>,
+    outgoing: Mutex<VecDeque<Frame>>,
+    wake: Notify,
+    calls: Mutex<Calls>,
+    asks: AtomicU32,
+    quota: Mutex<Quota>,
+    sides: RwLock<HashMap<u32, &'static dyn HostSide>>,
+    loaded: tokio::sync::Mutex<HashMap<(u64, u64), (u32, Description)>>,
+    numbers: AtomicU32,
+    /// Milliseconds from the start to when something came back last.
+    heard: AtomicU64,
+    /// No call gets through any more.
+    closed: AtomicBool,
+    /// Why the host ended it.
+    verdict: Mutex<Option<Ending>>,
+    /// Whether its death has been seen to.
+    gone: watch::Sender<bool>,
+}
+
+type Frame = Zeroizing<Vec<u8>>;
+
+/// Why the host ended a process.
+#[derive(Clone, Debug)]
+enum Ending {
+    /// It isn't needed any more.
+    Wanted,
+    /// It misbehaved.
+    Misbehaved(String),
+}
+
+#[derive(Default)]
+struct Calls {
+    next: u64,
+    pending: HashMap<u64, Pending>,
+}
+
+/// A call that hasn't come back.
+struct Pending {
+    answer: oneshot::Sender<Result<Given, Refusal>>,
+    expects: Expects,
+    about: About,
+    since: Instant,
+    /// Given back when the call comes back, or the process is gone.
+    _lane: Option<Lane>,
+}
+
+/// What a call may be answered with.
+pub(super) enum Expects {
+    Done,
+    /// That a store of this number is open; it is closed where nobody waits for it any more.
+    Opened(u32),
+    Confined,
+    Loaded,
+    Group,
+    Health,
+    Listing(RawListing),
+    /// As many bytes at most.
+    Result(usize),
+}
+
+/// What a call gave.
+#[derive(Debug)]
+pub(super) enum Given {
+    Done,
+    Text(Option<String>),
+    Loaded(Description),
+    Health(u64),
+    Listing(RawListing),
+    Result(Vec<u8>),
+}
+
+/// What a call is about, for the line that tells a death.
+#[derive(Clone)]
+pub(super) struct About {
+    pub(super) doing: &'static str,
+    pub(super) key: Option<Arc<crate::Key>>,
+    pub(super) store: Arc<str>,
+}
+
+impl fmt::Display for About {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.doing)?;
+        if let Some(key) = &self.key {
+            write!(f, " with key `{}`", key.label())?;
+        }
+        if self.store.is_empty() { Ok(()) } else { write!(f, " of store `{}`", self.store) }
+    }
+}
+
+/// How a process ended.
+pub(super) enum End {
+    /// As it was meant to.
+    Wanted,
+    /// Otherwise; in one line.
+    Died(String),
+}
+
+impl Link {
+    /// A running process, and what watches over it until its end.
+    pub(super) fn new(launched: Launched) -> io::Result<(Arc<Self>, impl Future<Output = End> + Send)> {
+        let Launched { child, socket, output } = launched;
+        socket.set_nonblocking(true)?;
+        let (reading, writing) = UnixStream::from_std(socket)?.into_split();
+        let output = pipe::Receiver::from_owned_fd(output.into())?;
+        let link = Arc::new(Self {
+            pid: child.id(),
+            started: Instant::now(),
+            child: Mutex::new(child),
+            outgoing: Mutex::default(),
+            wake: Notify::new(),
+            calls: Mutex::default(),
+            asks: AtomicU32::new(0),
+            quota: Mutex::default(),
+            sides: RwLock::default(),
+            loaded: tokio::sync::Mutex::default(),
+            numbers: AtomicU32::new(0),
+            heard: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+            verdict: Mutex::default(),
+            gone: watch::Sender::new(false),
+        });
+        let watched = Arc::clone(&link).run(reading, writing, output);
+        Ok((link, watched))
+    }
+
+    /// Whether calls may still get through.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Waits until the process is gone, and its death has been seen to.
+    pub(super) async fn gone(&self) {
+        let _ = self.gone.subscribe().wait_for(|gone| *gone).await;
+    }
+
+    /// Lets those know who wait for that.
+    pub(super) fn is_gone(&self) {
+        self.gone.send_replace(true);
+    }
+
+    /// Ends a process that isn't needed any more.
+    pub(super) fn dismiss(&self) {
+        self.end(Ending::Wanted);
+    }
+
+    /// Ends a process that misbehaves.
+    pub(super) fn condemn(&self, why: String) {
+        self.end(Ending::Misbehaved(why));
+    }
+
+    fn end(&self, ending: Ending) {
+        lock(&self.verdict).get_or_insert(ending);
+        self.closed.store(true, Ordering::Release);
+        let _ = lock(&self.child).kill(); // fails only where it is dead already
+    }
+
+    /// How long nothing has come back.
+    pub(super) fn silence(&self) -> Duration {
+        self.started.elapsed().saturating_sub(Duration::from_millis(self.heard.load(Ordering::Relaxed)))
+    }
+
+    /// How long the longest call of a store has been going on.
+    pub(super) fn longest_call(&self, store: &str) -> Duration {
+        let calls = lock(&self.calls);
+        let of_store = calls.pending.values().filter(|pending| &*pending.about.store == store);
+        of_store.map(|pending| pending.since.elapsed()).max().unwrap_or_default()
+    }
+
+    /// A number for a store.
+    pub(super) fn number(&self) -> u32 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// From now on, the process may ask for what this side offers to a store.
+    pub(super) fn attach(&self, store: u32, side: &'static dyn HostSide) {
+        self.sides.write().unwrap_or_else(PoisonError::into_inner).insert(store, side);
+    }
+
+    /// Loads a plugin, unless it is loaded; answers its number and what it says it is.
+    pub(super) async fn load(&self, plugin: &PluginFile) -> Result<(u32, Description), CallError> {
+        let mut loaded = self.loaded.lock().await;
+        if let Some(known) = loaded.get(&plugin.identity) {
+            return Ok(known.clone());
+        }
+        let number = self.number();
+        let about = About::new("loading its library", &plugin.name);
+        let order =
+            |call| Order::Load { call, plugin: number, file: plugin.file.clone(), sha256: plugin.sha256 };
+        match self.call(Expects::Loaded, None, about, 512, order)?.given().await? {
+            Given::Loaded(description) => {
+                loaded.insert(plugin.identity, (number, description.clone()));
+                Ok((number, description))
+            }
+            _ => Err(CallError::Gone),
+        }
+    }
+
+    /// Sends an order whose answer somebody waits for.
+    pub(super) fn call<'o>(
+        &self,
+        expects: Expects,
+        lane: Option<Lane>,
+        about: About,
+        size: usize,
+        order: impl FnOnce(u64) -> Order<'o>,
+    ) -> Result<Answer, CallError> {
+        let (answer, given) = oneshot::channel();
+        let pending = Pending { answer, expects, about, since: Instant::now(), _lane: lane };
+        let call = {
+            let mut calls = lock(&self.calls);
+            // Under the lock: what is pending when the process goes is let go by `abandon`, which takes it too.
+            if self.is_closed() {
+                return Err(CallError::Gone);
+            }
+            let call = calls.next;
+            calls.next += 1;
+            calls.pending.insert(call, pending);
+            call
+        };
+        match wire::frame(&order(call), size) {
+            Ok(frame) => self.post(frame),
+            Err(message) => {
+                lock(&self.calls).pending.remove(&call);
+                return Err(Refusal::new(Code::InvalidInput, message).into());
+            }
+        }
+        Ok(Answer(given))
+    }
+
+    fn post(&self, frame: Frame) {
+        lock(&self.outgoing).push_back(frame);
+        self.wake.notify_one();
+    }
+
+    fn tell(&self, order: &impl Serialize, size: usize) {
+        match wire::frame(order, size) {
+            Ok(frame) => self.post(frame),
+            Err(message) => self.condemn(message),
+        }
+    }
+
+    /// Runs until the process has ended.
+    async fn run(
+        self: Arc<Self>,
+        reading: OwnedReadHalf,
+        writing: OwnedWriteHalf,
+        output: pipe::Receiver,
+    ) -> End {
+        let writer = tokio::spawn(Arc::clone(&self).write(writing));
+        let output = tokio::spawn(forward(output, self.pid));
+        let read = self.read(&reading).await;
+        let last = self.abandon();
+        writer.abort();
+        if let Err(Some(violation)) = read {
+            self.condemn(violation);
+        }
+        let status = Arc::clone(&self).wait().await;
+        let crash = timeout(LAST_WORDS, output).await.ok().and_then(Result::ok).flatten();
+        match (lock(&self.verdict).clone(), status) {
+            (Some(Ending::Wanted), _) => End::Wanted,
+            (Some(Ending::Misbehaved(why)), _) => {
+                End::Died(format!("ended by the server: {why}{}", during(&last)))
+            }
+            (None, Ok(status)) => End::Died(Death::new(status, crash, last).to_string()),
+            (None, Err(error)) => {
+                End::Died(format!("its exit status can't be had: {error}{}", during(&last)))
+            }
+        }
+    }
+
+    /// Reads until the end; answers with what the process did wrong, if that is why.
+    async fn read(self: &Arc<Self>, socket: &OwnedReadHalf) -> Result<(), Option<String>> {
+        let mut inbox = Inbox::new();
+        loop {
+            socket.readable().await.map_err(|_| None)?;
+            match socket.try_read(inbox.room()) {
+                Ok(0) => return Ok(()),
+                Ok(bytes) => inbox.filled(bytes),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(_) => return Err(None),
+            }
+            let since = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.heard.store(since, Ordering::Relaxed);
+            while let Some(frame) = inbox.next()? {
+                self.take(wire::message(frame)?)?;
+            }
+        }
+    }
+
+    async fn write(self: Arc<Self>, socket: OwnedWriteHalf) {
+        loop {
+            self.wake.notified().await;
+            loop {
+                let batch: Vec<Frame> = {
+                    let mut outgoing = lock(&self.outgoing);
+                    let batch = outgoing.len().min(BATCH);
+                    outgoing.drain(..batch).collect()
+                };
+                if batch.is_empty() {
+                    break;
+                }
+                if write_all(&socket, &batch).await.is_err() {
+                    return; // the reader sees the same, and says so
+                }
+            }
+        }
+    }
+
+    /// Lets go of every call, since none will come back. Answers what the last was about, and how many there were.
+    fn abandon(&self) -> Option<String> {
+        let pending = {
+            let mut calls = lock(&self.calls);
+            self.closed.store(true, Ordering::Release);
+            std::mem::take(&mut calls.pending)
+        };
+        let last = pending.iter().max_by_key(|(call, _)| **call);
+        let others = pending.len().saturating_sub(1);
+        last.map(|(_, last)| match others {
+            0 => last.about.to_string(),
+            others => format!("{} ({others} other calls in flight)", last.about),
+        })
+    }
+
+    /// Waits for the process to end; kills it where its socket is closed and it still lives.
+    async fn wait(self: Arc<Self>) -> io::Result<ExitStatus> {
+        let until = Instant::now() + LAST_WORDS;
+        loop {
+            match lock(&self.child).try_wait() {
+                Ok(Some(status)) => return Ok(status),
+                Err(error) => return Err(error),
+                Ok(None) => {}
+            }
+            if Instant::now() > until {
+                break;
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+        self.condemn("it closed its connection to the server".to_owned());
+        let waited = spawn_blocking(move || lock(&self.child).wait()).await;
+        waited.unwrap_or_else(|_| Ok(ExitStatus::from_raw(9)))
+    }
+
+    fn take(self: &Arc<Self>, message: Message<'_>) -> Result<(), String> {
+        match message {
+            Message::Done { call, outcome } => self.done(call, outcome),
+            Message::Page { call, keys, findings } => {
+                let mut calls = lock(&self.calls);
+                match calls.pending.get_mut(&call).map(|pending| &mut pending.expects) {
+                    Some(Expects::Listing(listing)) => {
+                        wire::collect(listing, &keys, &findings);
+                        match listing.keys.len().max(listing.findings.len()) > ENTRIES_MAX {
+                            true => Err(format!("it lists more than {ENTRIES_MAX} keys or findings")),
+                            false => Ok(()),
+                        }
+                    }
+                    _ => Err("it sent a page of a listing that nobody asked for".to_owned()),
+                }
+            }
+            Message::Log { store, event } => {
+                let side = self.side(store)?;
+                if lock(&self.quota).allows(self.pid) {
+                    side.log(&event.into());
+                }
+                Ok(())
+            }
+            Message::KeysChanged { store } => {
+                self.side(store)?.keys_changed();
+                Ok(())
+            }
+            Message::Secret { ask, store, name } => self.look_up(ask, self.side(store)?, name),
+            Message::Refused { ask, store, token, secret } => {
+                let told = Told::Refused(self.side(store)?.was_refused(token, secret));
+                self.tell(&Order::Told { ask, told }, 32);
+                Ok(())
+            }
+            Message::Presented { store, token, secret, accepted } => {
+                self.side(store)?.presented(token, secret, accepted);
+                Ok(())
+            }
+        }
+    }
+
+    fn side(&self, store: u32) -> Result<&'static dyn HostSide, String> {
+        let sides = self.sides.read().unwrap_or_else(PoisonError::into_inner);
+        sides
+            .get(&store)
+            .copied()
+            .ok_or_else(|| format!("it speaks of store number {store}, which there isn't"))
+    }
+
+    fn done(&self, call: u64, outcome: Result<Reply<'_>, wire::Fault<'_>>) -> Result<(), String> {
+        let pending = lock(&self.calls).pending.remove(&call);
+        let Some(Pending { answer, expects, .. }) = pending else {
+            return Err("it answered a call that nobody made, or one twice".to_owned());
+        };
+        let opened = if let Expects::Opened(store) = expects { Some(store) } else { None };
+        let given = match outcome {
+            Err(fault) => Err(fault.into_refusal()),
+            Ok(reply) => Ok(expects.given(reply)?),
+        };
+        let abandoned = answer.send(given).is_err_and(|given| given.is_ok());
+        if let Some(store) = opened.filter(|_| abandoned) {
+            self.close_unasked(store);
+        }
+        Ok(())
+    }
+
+    /// Closes a store that nobody has any more.
+    pub(super) fn close_unasked(&self, store: u32) {
+        let about = About::new("closing a store", "");
+        let grace = Duration::ZERO;
+        let _ = self.call(Expects::Done, None, about, 64, |call| Order::Close { call, store, grace });
+    }
+
+    /// Reads a secret, elsewhere: its file may be far away.
+    fn look_up(self: &Arc<Self>, ask: u64, side: &'static dyn HostSide, name: &str) -> Result<(), String> {
+        if self.asks.fetch_add(1, Ordering::Relaxed) as usize >= ASKS_MAX {
+            return Err(format!("it asks for more than {ASKS_MAX} secrets at once"));
+        }
+        let (link, name) = (Arc::clone(self), name.to_owned());
+        spawn_blocking(move || {
+            let secret = side.secret(&name);
+            let told = match &secret {
+                Some(Ok(secret)) => Told::Secret(secret),
+                Some(Err(_)) => Told::Unreadable,
+                None => Told::NoSecret,
+            };
+            let size =
+                secret.as_ref().and_then(|secret| secret.as_ref().ok()).map_or(0, |secret| secret.len());
+            link.tell(&Order::Told { ask, told }, 32 + size);
+            link.asks.fetch_sub(1, Ordering::Relaxed);
+        });
+        Ok(())
+    }
+}
+
+/// What comes of a call.
+pub(super) struct Answer(oneshot::Receiver<Result<Given, Refusal>>);
+
+/// Why a call gave nothing.
+#[derive(Debug)]
+pub(super) enum CallError {
+    /// The process is gone.
+    Gone,
+    /// What the plugin answered.
+    Refused(Refusal),
+}
+
+impl From<Refusal> for CallError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl Answer {
+    pub(super) async fn given(self) -> Result<Given, CallError> {
+        match self.0.await {
+            Ok(given) => given.map_err(CallError::Refused),
+            Err(_) => Err(CallError::Gone),
+        }
+    }
+}
+
+impl About {
+    pub(super) fn new(doing: &'static str, store: &str) -> Self {
+        Self { doing, key: None, store: store.into() }
+    }
+}
+
+impl Expects {
+    /// What a reply gives; an error where it is none to this call.
+    fn given(self, reply: Reply<'_>) -> Result<Given, String> {
+        Ok(match (self, reply) {
+            (Self::Done | Self::Opened(_), Reply::Done) => Given::Done,
+            (Self::Listing(listing), Reply::Done) => Given::Listing(listing),
+            (Self::Confined, Reply::Confined(text)) => Given::Text(Some(tame(text.as_bytes(), 1024))),
+            (Self::Group, Reply::Group(name)) => Given::Text(name.map(|name| tame(name.as_bytes(), 4096))),
+            (Self::Health, Reply::Health(generation)) => Given::Health(generation),
+            (Self::Loaded, Reply::Loaded(said)) => Given::Loaded(described(&said)?),
+            (Self::Result(most), Reply::Result(result)) if result.len() <= most => {
+                Given::Result(result.to_vec())
+            }
+            (Self::Result(_), Reply::Result(_)) => {
+                return Err("its result is longer than asked for".to_owned());
+            }
+            _ => return Err("it answered a call with something else".to_owned()),
+        })
+    }
+}
+
+fn described(said: &wire::Described<'_>) -> Result<Description, String> {
+    let [name, version, vendor] = [said.name, said.version, said.vendor].map(str::as_bytes);
+    let mut description = Description::checked(name, version, vendor, said.schema.as_bytes())?;
+    description.isolation = if said.process { Isolation::Process } else { Isolation::Inline };
+    description.lanes_max = said.lanes_max.filter(|lanes| *lanes > 0);
+    Ok(description)
+}
+
+fn during(last: &Option<String>) -> String {
+    last.as_ref().map(|last| format!(", while {last}")).unwrap_or_default()
+}
+
+async fn write_all(socket: &OwnedWriteHalf, batch: &[Frame]) -> io::Result<()> {
+    let mut slices: Vec<io::IoSlice<'_>> = batch.iter().map(|frame| io::IoSlice::new(frame)).collect();
+    let mut rest = slices.as_mut_slice();
+    while !rest.is_empty() {
+        match socket.try_write_vectored(rest) {
+            Ok(written) => io::IoSlice::advance_slices(&mut rest, written),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Tells what a process writes to its standard output and standard error, until its end; answers the report of a crash
+/// among it.
+async fn forward(output: pipe::Receiver, pid: u32) -> Option<Crash> {
+    let (mut output, mut line, mut crash) = (BufReader::new(output), Vec::new(), None);
+    let mut quota = Quota::default();
+    loop {
+        line.clear();
+        let read = (&mut output).take(LINE_MAX as u64 + 1).read_until(b'\n', &mut line).await;
+        if !read.is_ok_and(|bytes| bytes > 0) {
+            return crash;
+        }
+        let text = line.strip_suffix(b"\n").unwrap_or(&line);
+        match crash::parse(text) {
+            Some(report) => crash = Some(report),
+            None if quota.allows(pid) => {
+                let text = tame(text, LINE_MAX);
+                tracing::info!(target: "keystead::plugin", pid, "a plugin process wrote: {text}");
+            }
+            None => {}
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl From<CallError> for crate::Failure {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Gone => {
+                Error::new(Code::Unavailable, "the plugin's process died during the call").into()
+            }
+            CallError::Refused(refusal) => refusal.into(),
+        }
+    }
+}

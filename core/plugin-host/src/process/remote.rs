@@ -1,0 +1,431 @@
+//! A store whose plugin runs in another process. It outlives that process: when one dies, the store is opened again in
+//! the next, and calls wait for that.
+
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use keystead_plugin_api::{
+    Algorithm, CallClass,
+    abi::{LANE_HOUSEKEEPING, LANE_INLINE},
+    algorithm::Operation,
+};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout, timeout_at},
+};
+use tracing::level_filters::LevelFilter;
+
+use super::{
+    gate::{Gate, Lane, NoLane},
+    link::{About, Answer, CallError, Expects, Given, Link},
+    registry::{NotNow, Placed, StartError},
+    wire::{Order, Work},
+};
+use crate::{
+    Class, Failure, Key, Limits, Load, Request,
+    instance::RawListing,
+    services::{HostSide, Services},
+    threads::{HOUSEKEEPING_DEADLINE, HOUSEKEEPING_QUEUE, shed},
+};
+
+/// The first and the longest pause before opening again what a plugin refused to open.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(3));
+
+/// A new start that is this near is waited for; for one that is farther, calls fail at once.
+const SOON: Duration = Duration::from_secs(1);
+
+/// How often is looked whether calls are stuck, as a part of how long they may be.
+const LOOKS: u32 = 8;
+
+/// A store in a process for plugins.
+pub(crate) struct Remote {
+    name: Arc<str>,
+    placed: Placed,
+    services: &'static Services,
+    limits: Limits,
+    lanes: Gate,
+    housekeeping: Gate,
+    phase: watch::Sender<Phase>,
+    closed: AtomicBool,
+}
+
+/// Where a store is in its life.
+#[derive(Clone)]
+enum Phase {
+    /// Open, as long as the process lives.
+    Open(Session),
+    /// About to be open again.
+    Opening,
+    /// Not open, and not soon.
+    Down(Failure),
+}
+
+/// A store that is open in one process.
+#[derive(Clone)]
+struct Session {
+    link: Arc<Link>,
+    store: u32,
+}
+
+impl Remote {
+    /// Opens a store.
+    pub(crate) async fn open(
+        name: &str,
+        placed: Placed,
+        limits: Limits,
+        services: &'static Services,
+    ) -> Result<Arc<Self>, Failure> {
+        let remote = Arc::new(Self {
+            name: name.into(),
+            lanes: Gate::new(0, limits.lanes, limits.queue),
+            housekeeping: Gate::new(LANE_HOUSEKEEPING, 1, HOUSEKEEPING_QUEUE),
+            placed,
+            services,
+            limits,
+            phase: watch::Sender::new(Phase::Opening),
+            closed: AtomicBool::new(false),
+        });
+        remote.placed.process.admit(&remote);
+        let session = remote.begin().await?;
+        remote.phase.send_replace(Phase::Open(session.clone()));
+        tokio::spawn(keep(Arc::downgrade(&remote), session));
+        Ok(remote)
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn plugin(&self) -> &str {
+        &self.placed.file.name
+    }
+
+    pub(super) fn services(&self) -> &'static Services {
+        self.services
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        Limits { lanes: self.lanes.lanes(), ..self.limits }
+    }
+
+    pub(crate) fn load(&self) -> Load {
+        let (busy, waiting) = self.lanes.load();
+        Load { busy, lanes: self.lanes.lanes(), waiting, queue: self.limits.queue }
+    }
+
+    /// Lists the keys.
+    pub(crate) async fn keys(&self) -> Result<RawListing, Failure> {
+        let (lane, session) = self.ready().await?;
+        match in_time::<_, _, Failure>(session.list(&self.name, Some(lane))).await? {
+            Given::Listing(listing) => Ok(listing),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Asks how it is; answers the generation of the listing.
+    pub(crate) async fn health(&self) -> Result<u64, Failure> {
+        let (lane, session) = self.ready().await?;
+        match in_time::<_, _, Failure>(session.health(&self.name, lane)).await? {
+            Given::Health(generation) => {
+                self.services.opened(); // whatever was presented meanwhile did no harm
+                Ok(generation)
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Signs or decrypts. Where the process dies in the call, that is made once more: nothing comes of a call twice
+    /// that wouldn't have come of it once.
+    pub(crate) async fn perform(
+        &self,
+        key: &Arc<Key>,
+        algorithm: Algorithm,
+        input: &[u8],
+        request: Request<'_>,
+    ) -> Result<Vec<u8>, Failure> {
+        for _ in 0..2 {
+            let lane = self.lanes.enter(request.deadline).await.map_err(|error| self.no_lane(&error))?;
+            let Ok(session) = timeout_at(request.deadline.into(), self.session()).await else {
+                return Err(Failure::new(
+                    Class::Deadline,
+                    "the plugin's process was not back within the deadline",
+                ));
+            };
+            let answer = session?.perform(&self.name, key, algorithm, input, request, lane);
+            let given = async { answer?.given().await };
+            match timeout_at(request.deadline.into(), given).await {
+                Ok(Ok(Given::Result(result))) => return Ok(result),
+                Ok(Ok(other)) => return Err(unexpected(&other)),
+                Ok(Err(CallError::Gone)) => {}
+                Ok(Err(CallError::Refused(refusal))) => return Err(refusal.into()),
+                Err(_) => {
+                    return Err(Failure::new(
+                        Class::Deadline,
+                        "the plugin did not answer within the deadline",
+                    ));
+                }
+            }
+        }
+        Err(Failure::internal("the plugin's process died twice in this call"))
+    }
+
+    /// Closes the store within `grace`; says whether it was done by then.
+    pub(crate) async fn close(&self, grace: Duration) -> bool {
+        let Some(session) = self.part() else { return true };
+        let about = About::new("closing", &self.name);
+        let order = |call| Order::Close { call, store: session.store, grace };
+        match session.link.call(Expects::Done, None, about, 64, order) {
+            Ok(answer) => timeout(grace, answer.given()).await.is_ok(),
+            Err(_) => true,
+        }
+    }
+
+    /// Closes the store, and doesn't wait for that.
+    pub(crate) fn abandon(&self) {
+        if let Some(session) = self.part() {
+            session.link.close_unasked(session.store);
+        }
+    }
+
+    /// Ends the store's life; answers the session, where it has one.
+    fn part(&self) -> Option<Session> {
+        self.closed.store(true, Ordering::Relaxed);
+        let closed = Phase::Down(Failure::new(Class::Unavailable, "the store is closed"));
+        match self.phase.send_replace(closed) {
+            Phase::Open(session) => Some(session),
+            Phase::Opening | Phase::Down(_) => None,
+        }
+    }
+
+    /// The session for a call that begins now: waited for while the store is about to be open again.
+    async fn session(&self) -> Result<Session, Failure> {
+        if let Phase::Open(session) = &*self.phase.borrow()
+            && !session.link.is_closed()
+        {
+            return Ok(session.clone());
+        }
+        let settled = |phase: &Phase| match phase {
+            Phase::Open(session) => !session.link.is_closed(),
+            Phase::Opening => false,
+            Phase::Down(_) => true,
+        };
+        match self.phase.subscribe().wait_for(settled).await.as_deref() {
+            Ok(Phase::Open(session)) => Ok(session.clone()),
+            Ok(Phase::Down(failure)) => Err(failure.clone()),
+            Ok(Phase::Opening) | Err(_) => Err(Failure::new(Class::Unavailable, "the store is not open")),
+        }
+    }
+
+    /// The housekeeping lane and the session.
+    async fn ready(&self) -> Result<(Lane, Session), Failure> {
+        let hangs = |_| Failure::new(Class::Unavailable, "the plugin still hangs in an earlier call");
+        let lane = self.housekeeping.enter(Instant::now() + HOUSEKEEPING_DEADLINE).await.map_err(hangs)?;
+        Ok((lane, in_time::<_, _, Failure>(self.session()).await?))
+    }
+
+    fn no_lane(&self, error: &NoLane) -> Failure {
+        match error {
+            NoLane::Full => shed(self.limits()),
+            NoLane::Late => Failure::new(Class::Deadline, "every lane was busy until the deadline"),
+        }
+    }
+
+    /// Opens the store in the process that runs, or in a new one.
+    async fn begin(&self) -> Result<Session, StartError> {
+        let Placed { process, file, .. } = &self.placed;
+        let link = process.link().await?;
+        let store = link.number();
+        let began = async {
+            let (plugin, _) = link.load(file).await?;
+            link.attach(store, self.services);
+            let config = self.services.config().unwrap_or_default();
+            let about = About::new("opening", &self.name);
+            let order = |call| Order::Open { call, plugin, store, level: level(), config: &config };
+            link.call(Expects::Opened(store), None, about, 64 + config.len(), order)?.given().await?;
+            Ok::<_, StartError>(())
+        };
+        if let Err(error) = in_time::<_, _, StartError>(began).await {
+            if matches!(error, StartError::Died) {
+                link.gone().await; // its death has consequences: for PINs, for instance
+            }
+            return Err(error);
+        }
+        self.services.opened();
+        Ok(Session { link: Arc::clone(&link), store })
+    }
+
+    /// Opens it again in a new process. A plugin may serve only what it has listed, so it lists its keys once more.
+    async fn begin_again(&self) -> Result<Session, StartError> {
+        let session = self.begin().await?;
+        in_time::<_, _, StartError>(session.list(&self.name, None)).await?;
+        Ok(session)
+    }
+
+    /// Goes on in a new process, until that succeeds or can't any more.
+    async fn recover(&self) -> Option<Session> {
+        let mut back_off = BACK_OFF.0;
+        while !self.is_closed() {
+            let pause = match self.begin_again().await {
+                Ok(session) => return Some(session),
+                Err(StartError::Failed(failure)) => {
+                    let hopeless = failure.class == Class::Credentials;
+                    self.set(Phase::Down(failure));
+                    if hopeless {
+                        return None; // no second attempt with the same secret
+                    }
+                    let next = (back_off * 2).min(BACK_OFF.1);
+                    std::mem::replace(&mut back_off, next)
+                }
+                Err(StartError::Died) => Duration::ZERO, // the breaker says how to go on
+                Err(StartError::NotNow(not_now)) => {
+                    let pause = not_now.pause;
+                    self.set(if pause < SOON { Phase::Opening } else { Phase::Down(again(not_now)) });
+                    pause
+                }
+            };
+            sleep(pause).await;
+        }
+        None
+    }
+
+    /// Changes the phase, unless the store is closed.
+    fn set(&self, phase: Phase) {
+        self.phase.send_if_modified(|before| {
+            let open = !self.is_closed();
+            if open {
+                *before = phase;
+            }
+            open
+        });
+    }
+
+    /// Ends the process where all lanes are in calls and nothing has come back for too long.
+    fn look_for_stuck_calls(&self, link: &Link) {
+        let limit = self.placed.process.stuck_after();
+        let (busy, _) = self.lanes.load();
+        if busy >= self.lanes.lanes() && link.silence() >= limit && link.longest_call(&self.name) >= limit {
+            link.condemn(format!(
+                "all {busy} lanes of store `{}` were stuck in calls, and nothing came back for {limit:?}",
+                self.name
+            ));
+        }
+    }
+}
+
+/// Opens a store again whenever its process has died. Ends with the store.
+async fn keep(remote: Weak<Remote>, mut session: Session) {
+    let Some(interval) = remote.upgrade().map(|remote| remote.placed.process.stuck_after() / LOOKS) else {
+        return;
+    };
+    loop {
+        while timeout(interval, session.link.gone()).await.is_err() {
+            match remote.upgrade().filter(|remote| !remote.is_closed()) {
+                Some(remote) => remote.look_for_stuck_calls(&session.link),
+                None => return,
+            }
+        }
+        let Some(remote) = remote.upgrade().filter(|remote| !remote.is_closed()) else { return };
+        remote.set(Phase::Opening);
+        let Some(next) = remote.recover().await else { return };
+        remote.set(Phase::Open(next.clone()));
+        if remote.is_closed() {
+            next.link.close_unasked(next.store);
+            return;
+        }
+        remote.services.keys_changed(); // while it was away, they may have
+        tracing::info!(
+            store = &*remote.name,
+            process = remote.placed.process.name(),
+            "the store is open again"
+        );
+        session = next;
+    }
+}
+
+impl Session {
+    async fn list(&self, name: &str, lane: Option<Lane>) -> Result<Given, CallError> {
+        let about = About::new("listing the keys", name);
+        let (store, nanos_left) = (self.store, nanos(HOUSEKEEPING_DEADLINE));
+        let order = |call| Order::Keys { call, store, nanos_left };
+        self.link.call(Expects::Listing(RawListing::default()), lane, about, 64, order)?.given().await
+    }
+
+    async fn health(&self, name: &str, lane: Lane) -> Result<Given, CallError> {
+        let about = About::new("asking for the health", name);
+        let (store, nanos_left) = (self.store, nanos(HOUSEKEEPING_DEADLINE));
+        let order = |call| Order::Health { call, store, nanos_left, level: level() };
+        self.link.call(Expects::Health, Some(lane), about, 64, order)?.given().await
+    }
+
+    fn perform(
+        &self,
+        name: &Arc<str>,
+        key: &Arc<Key>,
+        algorithm: Algorithm,
+        input: &[u8],
+        request: Request<'_>,
+        lane: Lane,
+    ) -> Result<Answer, CallError> {
+        let decrypt = algorithm.operation() == Operation::Decrypt;
+        let work = Work {
+            decrypt,
+            lane: match key.call_class() {
+                CallClass::Inline => LANE_INLINE,
+                CallClass::Blocking => lane.number(),
+            },
+            nanos_left: nanos(request.deadline.saturating_duration_since(Instant::now())),
+            algorithm: algorithm.number(),
+            capacity: u32::try_from(key.result_max()).unwrap_or(u32::MAX),
+            key: key.id(),
+            input,
+            request_id: request.id,
+        };
+        let doing = if decrypt { "decrypting" } else { "signing" };
+        let about = About { doing, key: Some(Arc::clone(key)), store: Arc::clone(name) };
+        let (size, store) = (work.size(), self.store);
+        let order = |call| Order::Perform { call, store, work };
+        self.link.call(Expects::Result(key.result_max()), Some(lane), about, size, order)
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX - 1)
+}
+
+/// The level of the log that is wanted, as the contract numbers them.
+fn level() -> u32 {
+    match LevelFilter::current() {
+        LevelFilter::OFF => 0,
+        LevelFilter::ERROR => 1,
+        LevelFilter::WARN => 2,
+        LevelFilter::INFO => 3,
+        LevelFilter::DEBUG => 4,
+        _ => 5,
+    }
+}
+
+/// What comes of it within the time for opening, listing and health.
+async fn in_time<T, E, F: From<E> + From<Failure>>(call: impl Future<Output = Result<T, E>>) -> Result<T, F> {
+    let late = || format!("the plugin did not answer within {} s", HOUSEKEEPING_DEADLINE.as_secs());
+    match timeout(HOUSEKEEPING_DEADLINE, call).await {
+        Ok(given) => given.map_err(F::from),
+        Err(_) => Err(Failure::new(Class::Unavailable, late()).into()),
+    }
+}
+
+fn again(not_now: NotNow) -> Failure {
+    StartError::NotNow(not_now).into()
+}
+
+fn unexpected(given: &Given) -> Failure {
+    Failure::internal(format!("the process gave {given:?} for something else"))
+}

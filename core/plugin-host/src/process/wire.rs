@@ -1,0 +1,425 @@
+//! What the host and a process for plugins say to each other: frames on a socket, each a length and a message. Both ends
+//! are of one build, so there are no versions; but the host believes nothing of what it reads.
+
+use std::{borrow::Cow, mem, path::PathBuf, time::Duration};
+
+use keystead_plugin_api::{CallClass, Code, Error, Finding, Severity, algorithm::Operation};
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::confine::Confinement;
+use crate::{
+    failure::tame,
+    instance::{RawKey, RawListing, Refusal},
+};
+
+/// The longest frame, in bytes: a page of a listing at its longest, and any configuration.
+pub(super) const FRAME_MAX: usize = 4 << 20;
+
+/// How many keys, and how many findings, one page of a listing holds at most.
+pub(super) const PAGE: usize = 64;
+
+/// Bytes of the length that begins a frame; little-endian.
+const LENGTH: usize = 4;
+
+/// What an [`Inbox`] has room for, unless a longer frame is announced.
+const ROOM: usize = 64 << 10;
+
+/// From the host. Each that carries a `call` is answered once.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) enum Order<'a> {
+    /// The first: what the process is to make of itself.
+    Confine { call: u64, confinement: Confinement },
+    /// Loads a plugin's file, to be known by a number.
+    Load { call: u64, plugin: u32, file: PathBuf, sha256: Option<[u8; 32]> },
+    /// Asks for the group of a store by its configuration.
+    Group {
+        call: u64,
+        plugin: u32,
+        #[serde(with = "serde_bytes")]
+        config: &'a [u8],
+    },
+    /// Opens a store of a plugin, to be known by a number.
+    Open {
+        call: u64,
+        plugin: u32,
+        store: u32,
+        level: u32,
+        #[serde(with = "serde_bytes")]
+        config: &'a [u8],
+    },
+    /// Lists the keys of a store.
+    Keys { call: u64, store: u32, nanos_left: u64 },
+    /// Asks a store how it is; and says which level of the log is wanted from now on.
+    Health { call: u64, store: u32, nanos_left: u64, level: u32 },
+    /// Signs or decrypts.
+    Perform {
+        call: u64,
+        store: u32,
+        #[serde(borrow)]
+        work: Work<'a>,
+    },
+    /// Closes a store.
+    Close { call: u64, store: u32, grace: Duration },
+    /// What the process asked for.
+    Told {
+        ask: u64,
+        #[serde(borrow)]
+        told: Told<'a>,
+    },
+}
+
+/// One call to a key.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Work<'a> {
+    pub(super) decrypt: bool,
+    pub(super) lane: u32,
+    pub(super) nanos_left: u64,
+    pub(super) algorithm: u32,
+    pub(super) capacity: u32,
+    #[serde(with = "serde_bytes")]
+    pub(super) key: &'a [u8],
+    #[serde(with = "serde_bytes")]
+    pub(super) input: &'a [u8],
+    pub(super) request_id: &'a str,
+}
+
+/// An answer of the host.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) enum Told<'a> {
+    /// The value of a secret.
+    Secret(#[serde(with = "serde_bytes")] &'a [u8]),
+    /// There is no such secret.
+    NoSecret,
+    /// The secret can't be read.
+    Unreadable,
+    /// Whether a token has refused a secret before.
+    Refused(bool),
+}
+
+/// From the process.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) enum Message<'a> {
+    /// The answer to a call; a listing's pages come before it.
+    Done {
+        call: u64,
+        #[serde(borrow)]
+        outcome: Result<Reply<'a>, Fault<'a>>,
+    },
+    /// A page of a listing.
+    Page {
+        call: u64,
+        #[serde(borrow)]
+        keys: Vec<Entry<'a>>,
+        #[serde(borrow)]
+        findings: Vec<Remark<'a>>,
+    },
+    /// An event of a store's log.
+    Log {
+        store: u32,
+        #[serde(borrow)]
+        event: Event<'a>,
+    },
+    /// A store's keys have changed.
+    KeysChanged { store: u32 },
+    /// Asks for a secret of a store.
+    Secret { ask: u64, store: u32, name: &'a str },
+    /// Asks whether a token has refused a secret before; it is about to be presented.
+    Refused {
+        ask: u64,
+        store: u32,
+        #[serde(with = "serde_bytes")]
+        token: &'a [u8],
+        #[serde(with = "serde_bytes")]
+        secret: &'a [u8],
+    },
+    /// What came of presenting it.
+    Presented {
+        store: u32,
+        #[serde(with = "serde_bytes")]
+        token: &'a [u8],
+        #[serde(with = "serde_bytes")]
+        secret: &'a [u8],
+        accepted: bool,
+    },
+}
+
+/// What a call gave.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) enum Reply<'a> {
+    /// It is done.
+    Done,
+    /// What could not be done to confine the process, for the log; empty where all was.
+    Confined(&'a str),
+    /// What the plugin says it is.
+    Loaded(#[serde(borrow)] Described<'a>),
+    /// The group of a store.
+    Group(Option<&'a str>),
+    /// The generation of the listing.
+    Health(u64),
+    /// A signature or plaintext.
+    Result(#[serde(with = "serde_bytes")] &'a [u8]),
+}
+
+/// A plugin's description.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Described<'a> {
+    pub(super) name: &'a str,
+    pub(super) version: &'a str,
+    pub(super) vendor: &'a str,
+    pub(super) process: bool,
+    pub(super) lanes_max: Option<u32>,
+    pub(super) schema: Cow<'a, str>,
+}
+
+/// Why a call failed.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Fault<'a> {
+    code: u32,
+    needed: u64,
+    message: Cow<'a, str>,
+    vendor: Option<(Cow<'a, str>, u64)>,
+    retry_after: Option<Duration>,
+}
+
+/// A key of a listing.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Entry<'a> {
+    #[serde(with = "serde_bytes")]
+    id: &'a [u8],
+    #[serde(with = "serde_bytes")]
+    spki: &'a [u8],
+    label: &'a str,
+    algorithms: Vec<u32>,
+    inline: bool,
+}
+
+/// A finding of a listing.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Remark<'a> {
+    warning: bool,
+    code: u32,
+    subject: &'a str,
+    message: &'a str,
+    hint: &'a str,
+}
+
+/// An event of a store's log.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Event<'a> {
+    level: u32,
+    #[serde(with = "serde_bytes")]
+    target: &'a [u8],
+    #[serde(with = "serde_bytes")]
+    message: &'a [u8],
+    #[serde(with = "serde_bytes")]
+    fields: &'a [u8],
+    #[serde(with = "serde_bytes")]
+    request: &'a [u8],
+}
+
+impl Work<'_> {
+    pub(super) fn operation(&self) -> Operation {
+        if self.decrypt { Operation::Decrypt } else { Operation::Sign }
+    }
+
+    /// About as many bytes as it takes on the wire.
+    pub(super) fn size(&self) -> usize {
+        96 + self.key.len() + self.input.len() + self.request_id.len()
+    }
+}
+
+impl<'a> From<&'a Refusal> for Fault<'a> {
+    fn from(refusal: &'a Refusal) -> Self {
+        let error = &refusal.error;
+        Self {
+            code: error.code as u32,
+            needed: refusal.needed as u64,
+            message: error.message.as_str().into(),
+            vendor: error.vendor.as_ref().map(|vendor| (vendor.name.as_str().into(), vendor.number)),
+            retry_after: error.retry_after,
+        }
+    }
+}
+
+impl Fault<'_> {
+    /// The refusal, its text cut and escaped anew.
+    pub(super) fn into_refusal(self) -> Refusal {
+        let mut error = Error::new(Code::from_number(self.code), tame(self.message.as_bytes(), 1024));
+        if let Some((name, number)) = self.vendor {
+            error = error.with_vendor(tame(name.as_bytes(), 64), number);
+        }
+        if let Some(after) = self.retry_after {
+            error = error.with_retry_after(after.min(crate::native::RETRY_AFTER_MAX));
+        }
+        Refusal { error, needed: usize::try_from(self.needed).unwrap_or(usize::MAX) }
+    }
+}
+
+impl<'a> From<&'a RawKey> for Entry<'a> {
+    fn from(key: &'a RawKey) -> Self {
+        Self {
+            id: &key.id,
+            spki: &key.spki,
+            label: &key.label,
+            algorithms: key.algorithms.clone(),
+            inline: key.class == CallClass::Inline,
+        }
+    }
+}
+
+impl Entry<'_> {
+    fn to_key(&self) -> RawKey {
+        RawKey {
+            id: self.id.to_vec(),
+            spki: self.spki.to_vec(),
+            label: tame(self.label.as_bytes(), 256),
+            algorithms: self.algorithms.clone(),
+            class: if self.inline { CallClass::Inline } else { CallClass::Blocking },
+        }
+    }
+}
+
+impl<'a> From<&'a Finding> for Remark<'a> {
+    fn from(finding: &'a Finding) -> Self {
+        Self {
+            warning: finding.severity == Severity::Warning,
+            code: finding.error.code as u32,
+            subject: &finding.subject,
+            message: &finding.error.message,
+            hint: &finding.hint,
+        }
+    }
+}
+
+impl Remark<'_> {
+    fn to_finding(&self) -> Finding {
+        Finding {
+            severity: if self.warning { Severity::Warning } else { Severity::Error },
+            subject: tame(self.subject.as_bytes(), 1024),
+            error: Error::new(Code::from_number(self.code), tame(self.message.as_bytes(), 1024)),
+            hint: tame(self.hint.as_bytes(), 1024),
+        }
+    }
+}
+
+/// Adds a page to a listing.
+pub(super) fn collect(listing: &mut RawListing, keys: &[Entry<'_>], findings: &[Remark<'_>]) {
+    listing.keys.extend(keys.iter().map(Entry::to_key));
+    listing.findings.extend(findings.iter().map(Remark::to_finding));
+}
+
+/// The pages of a listing.
+pub(super) fn pages(call: u64, listing: &RawListing) -> impl Iterator<Item = Message<'_>> {
+    let pages = listing.keys.len().max(listing.findings.len()).div_ceil(PAGE);
+    (0..pages).map(move |page| Message::Page {
+        call,
+        keys: listing.keys.iter().skip(page * PAGE).take(PAGE).map(Entry::from).collect(),
+        findings: listing.findings.iter().skip(page * PAGE).take(PAGE).map(Remark::from).collect(),
+    })
+}
+
+impl<'a> From<&crate::services::Event<'a>> for Event<'a> {
+    fn from(event: &crate::services::Event<'a>) -> Self {
+        let crate::services::Event { level, target, message, fields, request } = *event;
+        Self { level, target, message, fields, request }
+    }
+}
+
+impl<'a> From<Event<'a>> for crate::services::Event<'a> {
+    fn from(event: Event<'a>) -> Self {
+        let Event { level, target, message, fields, request } = event;
+        Self { level, target, message, fields, request }
+    }
+}
+
+/// A message as a frame. May hold secrets, so it is zeroed when dropped; `size` is about what the message takes, so that
+/// it needn't be moved while it is written.
+///
+/// # Errors
+///
+/// Where it would be longer than [`FRAME_MAX`].
+pub(super) fn frame(message: &impl Serialize, size: usize) -> Result<Zeroizing<Vec<u8>>, String> {
+    let mut frame = Vec::with_capacity(LENGTH + size);
+    frame.extend_from_slice(&[0; LENGTH]);
+    let mut frame = Zeroizing::new(postcard::to_extend(message, frame).map_err(|error| error.to_string())?);
+    let body = frame.len() - LENGTH;
+    let length = u32::try_from(body).ok().filter(|_| body <= FRAME_MAX);
+    let length = length.ok_or_else(|| format!("a message of {body} bytes is longer than {FRAME_MAX}"))?;
+    for (place, byte) in frame.iter_mut().zip(length.to_le_bytes()) {
+        *place = byte;
+    }
+    Ok(frame)
+}
+
+/// A frame's message. Nothing may be left over.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub(super) fn message<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T, String> {
+    match postcard::take_from_bytes(frame) {
+        Ok((message, [])) => Ok(message),
+        Ok((_, rest)) => Err(format!("{} bytes are left over behind a message", rest.len())),
+        Err(error) => Err(format!("a message can't be read: {error}")),
+    }
+}
+
+/// Bytes that were read, until they make whole frames. What has been used is zeroed.
+pub(super) struct Inbox {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Inbox {
+    pub(super) fn new() -> Self {
+        Self { buffer: vec![0; ROOM], start: 0, end: 0 }
+    }
+
+    /// Where to read to; never empty, as long as [`Self::next`] is asked until it has no more.
+    pub(super) fn room(&mut self) -> &mut [u8] {
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            let rest = self.end - self.start;
+            if let Some(used) = self.buffer.get_mut(rest..self.end) {
+                used.zeroize();
+            }
+            (self.start, self.end) = (0, rest);
+        }
+        if self.end == self.buffer.len() {
+            let mut longer = vec![0; (self.buffer.len() * 2).min(LENGTH + FRAME_MAX)];
+            longer.iter_mut().zip(&self.buffer).for_each(|(to, from)| *to = *from);
+            mem::replace(&mut self.buffer, longer).zeroize();
+        }
+        self.buffer.get_mut(self.end..).unwrap_or_default()
+    }
+
+    /// Notes that so many bytes were read.
+    pub(super) fn filled(&mut self, bytes: usize) {
+        self.end = (self.end + bytes).min(self.buffer.len());
+    }
+
+    /// The next whole frame.
+    ///
+    /// # Errors
+    ///
+    /// Where a frame is announced that is longer than [`FRAME_MAX`].
+    pub(super) fn next(&mut self) -> Result<Option<&[u8]>, String> {
+        let read = self.buffer.get(self.start..self.end).unwrap_or_default();
+        let Some((length, rest)) = read.split_first_chunk::<LENGTH>() else { return Ok(None) };
+        let length = u32::from_le_bytes(*length) as usize;
+        if length > FRAME_MAX {
+            return Err(format!("a message of {length} bytes is longer than {FRAME_MAX}"));
+        }
+        let Some(frame) = rest.get(..length) else { return Ok(None) };
+        self.start += LENGTH + length;
+        Ok(Some(frame))
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        self.buffer.zeroize();
+    }
+}
