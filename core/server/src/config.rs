@@ -217,7 +217,9 @@ fn load_from(locations: &[impl AsRef<Path>], flags: &Flags, env: Environment<'_>
         None => file::first_of(locations)?,
     };
     let Some(Source { path, text, world_readable }) = source else {
-        return Ok(settings::resolve("", flags, env)?);
+        let mut config = settings::resolve("", flags, env)?;
+        store::hand_on(&mut config.stores, std::env::vars_os());
+        return Ok(config);
     };
     let in_file = |notice: Notice| Notice { file: notice.position.map(|_| path.clone()), ..notice };
     let mut config = settings::resolve(&text, flags, env).map_err(|notice| Error(in_file(notice)))?;
@@ -226,6 +228,7 @@ fn load_from(locations: &[impl AsRef<Path>], flags: &Flags, env: Environment<'_>
         config.warnings.push(readable_secret(path.clone()));
     }
     config.file = Some(path);
+    store::hand_on(&mut config.stores, std::env::vars_os());
     Ok(config)
 }
 

@@ -84,8 +84,11 @@ impl ManagedStore {
                 config::VerifySignatures::On => host::VerifySignatures::Always,
                 config::VerifySignatures::Off => host::VerifySignatures::Never,
             },
-            isolation: None,
-            surroundings: host::Surroundings::default(),
+            isolation: config.isolation.map(|isolation| match isolation {
+                config::Isolation::Inline => host::Isolation::Inline,
+                config::Isolation::Process => host::Isolation::Process,
+            }),
+            surroundings: config.surroundings.clone(),
         };
         let figures = metrics.store(&config.name);
         Self {

@@ -54,6 +54,14 @@ impl SecretSource {
         self.read_with(&|name| std::env::var_os(name))
     }
 
+    /// The variable of the server's environment that holds it.
+    pub(super) fn variable(&self) -> Option<&str> {
+        match self {
+            Self::Env(name) => Some(name),
+            Self::Credential(_) | Self::File(_) | Self::Value(_) => None,
+        }
+    }
+
     fn read_with(&self, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Zeroizing<Vec<u8>>, SecretError> {
         match self {
             Self::Credential(name) => {

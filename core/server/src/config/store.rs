@@ -1,11 +1,14 @@
 //! Stores: one plugin opened with one configuration.
 
 mod entry;
+mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
+
+use keystead_plugin_host::Surroundings;
 
 use super::notice::Position;
 use super::secret::SecretSource;
@@ -13,6 +16,7 @@ use super::secret::SecretSource;
 #[cfg(test)]
 pub(super) use entry::{ENTRY, LIMITS};
 pub(super) use entry::{decrypt_warning, key_files, read_list};
+pub(super) use process::hand_on;
 
 /// One plugin opened with one configuration. Its `Debug` form leaves out what may hold secrets.
 #[derive(Clone, PartialEq)]
@@ -32,6 +36,9 @@ pub struct Store {
     pub operations: BTreeSet<Operation>,
     /// Where the plugin runs; `None` for what it prefers.
     pub isolation: Option<Isolation>,
+    /// What its process gets, where it runs in one of its own. Memory is 64 MiB to 1 TiB, default 1 GiB; `stuck_after`
+    /// 1 s to 1 h, default 60 s: an HSM that fails over takes some 20.
+    pub surroundings: Surroundings,
     /// Whether the server refuses to run without this store. Default no.
     pub critical: bool,
     /// Whether it was written in the form of `gokeyless.yaml`.
@@ -150,6 +157,7 @@ impl fmt::Debug for Store {
             .field("plugin", &self.plugin)
             .field("operations", &self.operations)
             .field("isolation", &self.isolation)
+            .field("surroundings", &self.surroundings)
             .field("critical", &self.critical)
             .field("legacy", &self.legacy)
             .field("prove", &self.prove)

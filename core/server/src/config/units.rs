@@ -41,6 +41,13 @@ pub(super) fn size(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(*scale)
 }
 
+/// Writes a size in the largest unit that leaves a whole number.
+pub(super) fn size_text(bytes: u64) -> String {
+    let fits = |(_, scale): &&(&str, u64)| bytes >= *scale && bytes.is_multiple_of(*scale);
+    let (name, scale) = SIZES.iter().rev().find(fits).unwrap_or(&("B", 1));
+    format!("{}{name}", bytes / scale)
+}
+
 /// Splits `1.5h30m` into `1.5`, `h` and `30m`.
 fn term(text: &str) -> Option<(&str, &str, &str)> {
     let in_number = |c: char| c.is_ascii_digit() || c == '.';
@@ -118,6 +125,12 @@ mod tests {
         ];
         for (text, bytes) in claims {
             assert_eq!(size(text), bytes, "{text}");
+        }
+        for (bytes, text) in
+            [(0, "0B"), (1000, "1000B"), (64 << 20, "64MiB"), (1536 << 20, "1536MiB"), (1 << 40, "1024GiB")]
+        {
+            assert_eq!(size_text(bytes), text);
+            assert_eq!(size(text), Some(bytes));
         }
         for text in ["", "MiB", "1MB", "-1", "1.5MiB", "99999999999GiB"] {
             assert_eq!(size(text), None, "{text}");

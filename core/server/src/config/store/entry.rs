@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use keystead_plugin_host::Surroundings;
 use serde_json::json;
 
-use super::{Isolation, Operation, Prove, Store, StoreLimits, VerifySignatures};
+use super::{Operation, Prove, Store, StoreLimits, VerifySignatures, process};
 use crate::config::notice::{Notice, Position};
 use crate::config::secret::{Secret, SecretSource};
 use crate::config::table::{self, Table, join, list, misfit, mismatch};
@@ -16,10 +17,8 @@ use crate::config::yaml::{Node, Value};
 const LIST: &str = "private_key_stores";
 /// What makes an entry; each has exactly one.
 const FORMS: [&str; 4] = ["dir", "file", "uri", "plugin"];
-/// Options that only mean something to a plugin in a process of its own.
-const CHILD: [&str; 4] = ["env", "workdir", "user", "groups"];
 /// Every key of an entry: the forms, and what may stand beside `plugin`.
-pub(in crate::config) const ENTRY: [&str; 18] = [
+pub(in crate::config) const ENTRY: [&str; 20] = [
     "dir",
     "file",
     "uri",
@@ -30,6 +29,7 @@ pub(in crate::config) const ENTRY: [&str; 18] = [
     "grants",
     "operations",
     "isolation",
+    "isolation_group",
     "critical",
     "prove",
     "verify_signatures",
@@ -38,10 +38,11 @@ pub(in crate::config) const ENTRY: [&str; 18] = [
     "workdir",
     "user",
     "groups",
+    "core_dumps",
 ];
 /// Every key of an entry's `limits`.
-pub(in crate::config) const LIMITS: [&str; 6] =
-    ["lanes", "queue", "deadline", "health_interval", "memory", "instances"];
+pub(in crate::config) const LIMITS: [&str; 7] =
+    ["lanes", "queue", "deadline", "health_interval", "stuck_after", "memory", "instances"];
 /// How often a store may be asked how it is.
 const HEALTH_INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3_600);
 
@@ -94,7 +95,8 @@ impl Reading {
         Ok(())
     }
 
-    /// A legacy entry: a store of its own, or one more URI of the store that its plugin already has.
+    /// A legacy entry: a store of its own, or one more URI of the store that its plugin already has, for this PKCS#11
+    /// module: a module that crashes takes its store along, and no other's.
     fn legacy(&mut self, form: &str, value: &str, position: Position) -> Result<(), String> {
         if value.is_empty() {
             return Err("expected a path or URI, got an empty string".into());
@@ -107,13 +109,11 @@ impl Reading {
             "expected a URI of PKCS#11 (`pkcs11:…`), Azure (`https://…/keys/…`) or \
                                             Google (`projects/…`), got another string",
         )?;
-        let of_plugin = |store: &&mut Store| store.legacy && store.plugin == plugin;
-        let uris = self
-            .stores
-            .iter_mut()
-            .find(of_plugin)
-            .and_then(|store| store.config.get_mut("uris")?.as_array_mut());
-        match uris {
+        let of_plugin = self.stores.iter_mut().filter(|store| store.legacy && store.plugin == plugin);
+        let mut lists = of_plugin.filter_map(|store| store.config.get_mut("uris")?.as_array_mut());
+        let has_module =
+            |uri: &serde_json::Value| uri.as_str().is_some_and(|uri| module(uri) == module(value));
+        match lists.find(|uris| uris.first().is_some_and(has_module)) {
             Some(uris) => uris.push(value.into()),
             None => {
                 let config = json!({ "uris": [value], "legacy": true });
@@ -124,9 +124,14 @@ impl Reading {
     }
 
     fn native(&mut self, mut entry: Table, position: Position) -> Result<Store, Notice> {
-        self.warn_of_unbuilt(&mut entry)?;
         let operations = [("sign", Operation::Sign), ("decrypt", Operation::Decrypt)];
         let prove = [("start", Prove::Start), ("background", Prove::Background), ("never", Prove::Never)];
+        let mut limits = entry.table("limits", &LIMITS)?;
+        let core_dumps = (entry.path_of("core_dumps"), entry.position_of("core_dumps"));
+        let (isolation, surroundings) = process::read(&mut entry, &mut limits)?;
+        if surroundings.core_dumps {
+            self.warnings.push(process::core_dumps_warning(&core_dumps.0, core_dumps.1));
+        }
         Ok(Store {
             name: entry.read("name", name)?.unwrap_or_default(),
             plugin: entry.read("plugin", name)?.unwrap_or_default(),
@@ -136,34 +141,19 @@ impl Reading {
             operations: entry
                 .read("operations", table::some(table::word(&operations)))?
                 .map_or_else(|| BTreeSet::from([Operation::Sign]), BTreeSet::from_iter),
-            isolation: self.isolation(&mut entry)?,
+            isolation,
+            surroundings,
             critical: entry.read("critical", table::boolean)?.unwrap_or(false),
             legacy: false,
             prove: entry.read("prove", table::word(&prove))?.unwrap_or_default(),
             verify_signatures: entry.read("verify_signatures", verify_signatures)?.unwrap_or_default(),
-            limits: self.limits(&mut entry)?,
+            limits: self.limits(limits)?,
             position: Some(position),
         })
     }
 
-    fn isolation(&mut self, entry: &mut Table) -> Result<Option<Isolation>, Notice> {
-        let at = entry.position_of("isolation");
-        let words = [("inline", Isolation::Inline), ("process", Isolation::Process)];
-        let isolation = entry.read("isolation", table::word(&words))?;
-        if isolation == Some(Isolation::Process) {
-            let path = entry.path_of("isolation");
-            let notice =
-                Notice::new(format!("`{path}`: `process` has no effect yet: the plugin runs in the server"));
-            self.warn(notice.about(path), at);
-        }
-        Ok(isolation)
-    }
-
-    fn limits(&mut self, entry: &mut Table) -> Result<StoreLimits, Notice> {
-        let mut limits = entry.table("limits", &LIMITS)?;
-        let unbuilt: Vec<_> = ["memory", "instances"].into_iter().filter(|key| limits.has(key)).collect();
-        self.warn_no_effect(&limits, &unbuilt, "they bound WASM plugins");
-        limits.read("memory", table::size)?;
+    fn limits(&mut self, mut limits: Table) -> Result<StoreLimits, Notice> {
+        self.warn_of_instances(&limits);
         limits.read("instances", table::whole::<u32>(1..=1_024))?;
         Ok(StoreLimits {
             lanes: limits.read("lanes", table::whole(1..=1_024))?,
@@ -175,33 +165,17 @@ impl Reading {
         })
     }
 
-    /// Checks and sets aside what only concerns a plugin's own process.
-    fn warn_of_unbuilt(&mut self, entry: &mut Table) -> Result<(), Notice> {
-        let present: Vec<_> = CHILD.into_iter().filter(|key| entry.has(key)).collect();
-        self.warn_no_effect(entry, &present, "plugins run in the server");
-        entry.read("env", variables)?;
-        entry.read("workdir", table::path)?;
-        entry.read("user", table::text)?;
-        entry.read("groups", table::some(table::text))?;
-        Ok(())
-    }
-
-    fn warn_no_effect(&mut self, table: &Table, keys: &[&str], why: &str) {
-        let Some(first) = keys.first() else { return };
-        let paths: Vec<_> = keys.iter().map(|key| table.path_of(key)).collect();
-        let names = list(&paths.iter().map(String::as_str).collect::<Vec<_>>(), "and");
-        let verb = if keys.len() == 1 { "has" } else { "have" };
-        let notice = Notice::new(format!("{names} {verb} no effect yet: {why}")).about(table.path_of(first));
-        self.warn(notice, table.position_of(first));
-    }
-
-    fn warn(&mut self, notice: Notice, position: Option<Position>) {
-        self.warnings.push(Notice { position, ..notice });
+    fn warn_of_instances(&mut self, limits: &Table) {
+        let Some(position) = limits.position_of("instances") else { return };
+        let path = limits.path_of("instances");
+        let notice = Notice::new(format!("`{path}` has no effect yet: it bounds WASM plugins"));
+        self.warnings.push(notice.at(position).about(path));
     }
 
     fn finish(mut self) -> Result<(Vec<Store>, Vec<Notice>), Notice> {
         name_the_unnamed(&mut self.stores);
         refuse_duplicate_names(&self.stores)?;
+        process::refuse_disagreement(&self.stores)?;
         self.warnings.extend(decrypt_warning(&self.stores));
         Ok((self.stores, self.warnings))
     }
@@ -257,6 +231,7 @@ fn legacy_store(plugin: &str, config: serde_json::Value) -> Store {
         grants: None,
         operations: BTreeSet::from([Operation::Sign, Operation::Decrypt]),
         isolation: None,
+        surroundings: Surroundings::default(),
         critical: false,
         legacy: true,
         prove: Prove::default(),
@@ -284,6 +259,13 @@ fn plugin_of(uri: &str) -> Option<&'static str> {
     }
 }
 
+/// The module that a PKCS#11 URI names, as it stands there; the last one counts, as in the reference.
+fn module(uri: &str) -> Option<&str> {
+    let query = uri.split('?').nth(1)?;
+    let named = |key| query.split('&').rev().find(|attribute| attribute.starts_with(key));
+    named("module-path=").or_else(|| named("module-name="))
+}
+
 fn refuse_options(entry: &Table, form: &str) -> Result<(), Notice> {
     let mut options = ENTRY.into_iter().filter(|key| !FORMS.contains(key));
     let Some(option) = options.find(|option| entry.has(option)) else { return Ok(()) };
@@ -304,8 +286,8 @@ fn not_one_form(path: &str, position: Position, present: &[&str]) -> Notice {
     misfit(path, position, &problem).hint("give each directory, file, URI and plugin an entry of its own")
 }
 
-/// A name of a store or plugin: it becomes a label of metrics, a word in logs and a part of a file's name.
-fn name(value: &Value) -> Result<String, String> {
+/// A name of a store, plugin or group: it becomes a label of metrics, a word in logs and a part of a file's name.
+pub(super) fn name(value: &Value) -> Result<String, String> {
     let name = table::text(value)?;
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if (1..=64).contains(&name.len()) && name.chars().all(legal) && !name.starts_with('.') {
@@ -323,11 +305,6 @@ fn verify_signatures(value: &Value) -> Result<VerifySignatures, String> {
         Value::Bool(false) => Ok(VerifySignatures::Off),
         _ => table::word(&words)(value),
     }
-}
-
-fn variables(value: &Value) -> Result<(), String> {
-    let Value::Map(entries) = value else { return Err(mismatch("a map of variables", value)) };
-    entries.iter().try_for_each(|entry| table::text(&entry.node.value).map(drop))
 }
 
 /// A map that is passed on as it is.

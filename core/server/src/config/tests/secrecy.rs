@@ -8,7 +8,8 @@ fn debug_output_holds_no_secret() {
     let yaml = format!(
         "origin_ca_api_key: {SESAME}\napi_token: {SESAME}\nprivate_key_stores:\n\
          - uri: pkcs11:object=x?pin-value={SESAME}\n- plugin: x\n  config: {{pin: {SESAME}}}\n  \
-         secrets: {{pin: {{value: {SESAME}}}}}\n  grants: {{a: {SESAME}}}"
+         secrets: {{pin: {{value: {SESAME}}}}}\n  grants: {{a: {SESAME}}}\n  \
+         env: {{PIN: {SESAME}}}"
     );
     let config = accept(&yaml);
     assert_eq!(config.stores.len(), 2);
@@ -39,6 +40,10 @@ fn no_refusal_repeats_a_secret() {
         "{plugin: x, config: {pin: !x SESAME}}",
         "{plugin: x, config: {pin: \"SESAME}}",
         "{plugin: x, grants: SESAME}",
+        "{plugin: x, env: SESAME}",
+        "{plugin: x, env: {'A=SESAME': SESAME}}",
+        "{plugin: x, env: {PIN: [SESAME]}}",
+        "{plugin: x, env: {PIN: SESAME}, isolation: inline}",
         "{plugin: SESAME:1, config: {}}",
         "{uri: 'pkcs12:object=x?pin-value=SESAME'}",
         "{uri: ['pkcs11:object=x?pin-value=SESAME']}",
@@ -62,4 +67,27 @@ fn a_pin_without_quotes_is_refused_rather_than_mangled() {
         refusal(yaml),
         "k.yaml:1:57: `private_key_stores[0].secrets.pin`: expected a string, got a number; put it in quotes"
     );
+}
+
+#[test]
+fn what_belongs_to_the_server_is_not_handed_on_to_a_process() {
+    let mut stores = accept(
+        "private_key_stores:\n- uri: pkcs11:object=x\n- {plugin: x, isolation: process, secrets: {pin: {env: HSM_PIN}}}",
+    )
+    .stores;
+    let environment = [
+        ("SOFTHSM2_CONF", "/etc/softhsm2.conf"),
+        ("PATH", "/usr/bin"),
+        ("HSM_PIN", SESAME),
+        ("KEYLESS_API_TOKEN", SESAME),
+        ("KEYSTEAD_PLUGIN_PATH", "/p"),
+        ("LISTEN_FDNAMES", "keys"),
+        ("NOTIFY_SOCKET", "/run/notify"),
+        ("WATCHDOG_USEC", "1"),
+        ("CREDENTIALS_DIRECTORY", "/run/credentials"),
+    ];
+    store::hand_on(&mut stores, environment.iter().map(|(name, value)| (name.into(), value.into())));
+    let handed_on: Vec<_> = stores[0].surroundings.env.keys().map(String::as_str).collect();
+    assert_eq!(handed_on, ["PATH", "SOFTHSM2_CONF"]);
+    assert!(stores[1].surroundings.env.is_empty(), "a native entry has `env`");
 }

@@ -1,3 +1,5 @@
+use keystead_plugin_host::Surroundings;
+
 use super::*;
 
 #[test]
@@ -43,6 +45,7 @@ fn a_native_entry_signs_only_and_has_defaults() {
     assert_eq!(store.operations, BTreeSet::from([Operation::Sign]));
     assert_eq!((store.isolation, store.critical, store.legacy), (None, false, false));
     assert_eq!((store.prove, store.verify_signatures), (Prove::Background, VerifySignatures::Auto));
+    assert_eq!(store.surroundings, Surroundings::default());
     assert_eq!(
         store.limits,
         StoreLimits { lanes: None, queue: 256, deadline: None, health_interval: Duration::from_secs(30) }
@@ -56,8 +59,8 @@ fn a_native_entry_has_every_option() {
         "private_key_stores:\n- name: inhouse\n  plugin: inhouse-kms\n  config: {base: [1, 2.5, null, true, {a: x}]}\n  \
          secrets: {a: {file: f}, b: {env: e}, c: {credential: d}, d: {value: v}}\n  grants: {http: []}\n  \
          operations: [sign, decrypt]\n  isolation: process\n  critical: true\n  prove: start\n  verify_signatures: on\n  \
-         limits: {lanes: 2, queue: 3, deadline: 4s, health_interval: 5s, memory: 64MiB, instances: 8}\n  env: {A: b}\n  workdir: /w\n  \
-         user: u\n  groups: [g]",
+         limits: {lanes: 2, queue: 3, deadline: 4s, health_interval: 5s, memory: 64MiB, stuck_after: 90s, instances: 8}\n  env: {A: b}\n  workdir: /w\n  \
+         user: 1001\n  groups: [g, 20]\n  isolation_group: vendor\n  core_dumps: true",
     );
     let store = &config.stores[0];
     assert_eq!(store.config, serde_json::json!({"base": [1, 2.5, null, true, {"a": "x"}]}));
@@ -81,20 +84,152 @@ fn a_native_entry_has_every_option() {
             health_interval: Duration::from_secs(5)
         }
     );
+    let surroundings = Surroundings {
+        group: Some("vendor".into()),
+        env: BTreeMap::from([("A".to_owned(), "b".to_owned())]),
+        workdir: Some("/w".into()),
+        user: Some("1001".into()),
+        groups: vec!["g".into(), "20".into()],
+        memory: 64 << 20,
+        core_dumps: true,
+        stuck_after: Duration::from_secs(90),
+    };
+    assert_eq!(store.surroundings, surroundings);
     let path = "private_key_stores[0]";
     assert_eq!(
         warnings(&config),
         [
-            format!(
-                "13:3: `{path}.env`, `{path}.workdir`, `{path}.user` and `{path}.groups` have no effect yet: plugins \
-                 run in the server"
-            ),
-            format!("8:3: `{path}.isolation`: `process` has no effect yet: the plugin runs in the server"),
-            format!(
-                "12:67: `{path}.limits.memory` and `{path}.limits.instances` have no effect yet: they bound WASM plugins"
-            ),
+            format!("18:3: `{path}.core_dumps`: a core dump of this process holds its keys and PINs"),
+            format!("12:100: `{path}.limits.instances` has no effect yet: it bounds WASM plugins"),
         ]
     );
+}
+
+#[test]
+fn who_says_what_a_process_gets_wants_one() {
+    let isolation = |options: &str| {
+        accept(&format!("private_key_stores: [{{plugin: x, {options}}}]")).stores[0].isolation
+    };
+    for options in
+        ["isolation_group: a", "env: {}", "workdir: /w", "user: u", "groups: g", "core_dumps: false"]
+    {
+        assert_eq!(isolation(options), Some(Isolation::Process), "{options}");
+    }
+    // Bounds hold wherever the plugin would rather run.
+    for (options, expected) in [
+        ("name: a", None),
+        ("limits: {memory: 64MiB, stuck_after: 20s}", None),
+        ("isolation: inline", Some(Isolation::Inline)),
+        ("isolation: process", Some(Isolation::Process)),
+    ] {
+        assert_eq!(isolation(options), expected, "{options}");
+    }
+}
+
+#[test]
+fn what_a_process_gets_is_refused_for_a_plugin_in_the_server() {
+    let refused = |options: &str| {
+        refusal(&format!("private_key_stores: [{{plugin: x, isolation: inline, {options}}}]"))
+    };
+    let hint = "hint: it is for a plugin in a process of its own: write `isolation: process`, or remove it";
+    for (options, column, key) in [
+        ("isolation_group: a", 53, "isolation_group"),
+        ("env: {A: b}", 53, "env"),
+        ("workdir: /w", 53, "workdir"),
+        ("user: u", 53, "user"),
+        ("groups: [g]", 53, "groups"),
+        ("core_dumps: true", 53, "core_dumps"),
+        ("limits: {memory: 64MiB}", 62, "limits.memory"),
+        ("limits: {lanes: 1, stuck_after: 5s}", 72, "limits.stuck_after"),
+    ] {
+        let place = format!("k.yaml:1:{column}: `private_key_stores[0].{key}`");
+        let message = format!("{place}: expected nothing of a process beside `isolation: inline`\n{hint}");
+        assert_eq!(refused(options), message);
+    }
+}
+
+#[test]
+fn what_a_process_gets_has_its_forms_and_bounds() {
+    for (option, problem) in [
+        ("isolation: child", "isolation`: expected `inline` or `process`, got another string"),
+        ("env: [A]", "env`: expected a map of variables, got a list"),
+        ("env: {A: 1}", "env`: expected a string, got a number; put it in quotes"),
+        ("env: {'A=': b}", "env`: expected names without `=`, and values without a zero byte"),
+        ("env: {A: \"b\\0\"}", "env`: expected names without `=`, and values without a zero byte"),
+        ("workdir: var", "workdir`: expected an absolute path, got another string"),
+        ("user: ''", "user`: expected a name or a number, got another string"),
+        ("user: -1", "user`: expected a name or a number, got a number"),
+        ("user: 4294967295", "user`: expected a name or a number, got a number"),
+        ("groups: []", "groups`: expected at least one item, got an empty list"),
+        ("core_dumps: yes please", "core_dumps`: expected `true` or `false`, got a string"),
+        ("limits: {memory: 63MiB}", "limits.memory`: expected 64MiB to 1024GiB, got 63MiB"),
+        ("limits: {memory: 1025GiB}", "limits.memory`: expected 64MiB to 1024GiB, got 1025GiB"),
+        ("limits: {memory: much}", "limits.memory`: expected a size such as `64MiB`, got a string"),
+        ("limits: {stuck_after: 900ms}", "limits.stuck_after`: expected 1s to 3600s, got 900ms"),
+        ("limits: {stuck_after: 61m}", "limits.stuck_after`: expected 1s to 3600s, got 3660s"),
+        ("limits: {instances: 0}", "limits.instances`: expected a whole number from 1 to 1024, got 0"),
+    ] {
+        let message = refusal(&format!("private_key_stores: [{{plugin: x, {option}}}]"));
+        assert!(message.ends_with(&format!(": `private_key_stores[0].{problem}")), "{option}: {message}");
+    }
+}
+
+#[test]
+fn stores_that_share_a_process_agree_on_what_it_gets() {
+    let two = |one: &str, other: &str| {
+        format!(
+            "private_key_stores:\n- {{plugin: x, name: a, isolation_group: g, {one}}}\n\
+             - {{plugin: y, name: b, isolation_group: g, {other}}}"
+        )
+    };
+    accept(&two("env: {A: b}, limits: {lanes: 1}", "env: {A: b}, limits: {lanes: 2}"));
+    accept(&two("user: u", "user: v").replacen("isolation_group: g", "isolation_group: h", 1));
+    for (key, one, other) in [
+        ("env", "env: {A: b}", "env: {A: c}"),
+        ("workdir", "workdir: /a", "prove: never"),
+        ("user", "prove: never", "user: u"),
+        ("groups", "groups: [a, b]", "groups: [b, a]"),
+        ("core_dumps", "core_dumps: true", "core_dumps: false"),
+        ("limits.memory", "limits: {memory: 1GiB}", "limits: {memory: 2GiB}"),
+        ("limits.stuck_after", "limits: {stuck_after: 60s}", "limits: {stuck_after: 61s}"),
+    ] {
+        assert_eq!(
+            refusal(&two(one, other)),
+            format!(
+                "k.yaml:3:3: stores `a` and `b` share the process `g`, and `{key}` isn't the same for both\nhint: say \
+                 the same in both entries, or give them an `isolation_group` each"
+            )
+        );
+    }
+}
+
+#[test]
+fn legacy_uris_are_a_store_for_each_module() {
+    let uri = |rest: &str| format!("- uri: 'pkcs11:object=a{rest}'\n");
+    let modules = [
+        "?module-path=/a.so&pin-value=1",
+        "?pin-value=2&module-path=/b.so",
+        "?module-name=a",
+        "",
+        "?module-path=/b.so&module-path=/a.so",
+        "?max-sessions=2&module-name=a",
+        "?pin-value=3",
+        "?module-path=/b.so?module-path=/a.so",
+    ];
+    let list: String = modules.iter().map(|module| uri(module)).collect();
+    let config = accept(&format!("private_key_stores:\n{list}- {{plugin: pkcs11, config: {{uris: []}}}}"));
+    let stores = config.stores.iter().map(|store| {
+        let uris = store.config["uris"].as_array().unwrap().iter();
+        (store.name.as_str(), uris.map(|uri| &uri.as_str().unwrap()["pkcs11:object=a".len()..]).collect())
+    });
+    let expected: [(&str, Vec<&str>); 5] = [
+        ("pkcs11-1", vec![modules[0], modules[4]]),
+        ("pkcs11-2", vec![modules[1], modules[7]]),
+        ("pkcs11-3", vec![modules[2], modules[5]]),
+        ("pkcs11-4", vec![modules[3], modules[6]]),
+        ("pkcs11-5", vec![]),
+    ];
+    assert_eq!(stores.collect::<Vec<_>>(), expected);
 }
 
 #[test]
