@@ -66,6 +66,7 @@ impl Daemon {
             certificates: self.identity.load().certificates().to_vec(),
             stores: self.stores.status(),
             plugins: self.stores.plugins(),
+            processes: self.stores.processes(),
             failures: self.failures(),
         }
     }

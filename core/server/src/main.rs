@@ -16,9 +16,10 @@ fn main() -> ExitCode {
 }
 
 /// A core dump, or a debugger of another process of this user, would show keys and PINs. Where the system refuses, the
-/// service unit's own limit still holds.
+/// service unit's own limit still holds. The hard limit stays: a process for plugins may have been allowed core dumps.
 fn no_core_dumps() {
-    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    let limit = getrlimit(Resource::Core);
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), ..limit });
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 

@@ -4,7 +4,8 @@
 //! Counters and timers are kept as things happen; gauges are filled in from a [`Status`] when somebody reads.
 
 use std::{
-    sync::OnceLock,
+    collections::BTreeMap,
+    sync::{Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -39,14 +40,22 @@ pub struct Metrics {
     backpressure: IntCounterVec,
     accept_failures: IntCounter,
     reloads: IntCounterVec,
-    restarts: IntCounterVec,
+    restarts: Restarts,
     gauges: Gauges,
     counters: [OnceLock<IntCounter>; 256],
     timers: [[OnceLock<Timers>; ERRORS]; 256],
 }
 
+/// How often processes of plugins were started again.
+struct Restarts {
+    counters: IntCounterVec,
+    /// What each process had when somebody read last.
+    seen: Mutex<BTreeMap<String, u64>>,
+}
+
 /// What is filled in when somebody reads.
 struct Gauges {
+    processes: GaugeVec,
     expiry: GaugeVec,
     up: GaugeVec,
     refused: GaugeVec,
@@ -175,11 +184,14 @@ impl Metrics {
                 "Reloads of the configuration, by result: `ok` or `refused`.",
                 &["result"],
             )?,
-            restarts: new.counters(
-                "keystead_plugin_restarts_total",
-                "How often the process of a plugin was started again; 0 for one that runs in the server.",
-                &["plugin"],
-            )?,
+            restarts: Restarts {
+                counters: new.counters(
+                    "keystead_plugin_restarts_total",
+                    "How often processes of a plugin were started again after they had died; 0 in the server itself.",
+                    &["plugin"],
+                )?,
+                seen: Mutex::default(),
+            },
             gauges: Gauges::new(&new)?,
             counters: [const { OnceLock::new() }; 256],
             timers: [const { [const { OnceLock::new() }; ERRORS] }; 256],
@@ -289,9 +301,7 @@ impl Metrics {
 
     fn fill(&self, status: &Status) {
         self.gauges.fill(status);
-        for plugin in &status.plugins {
-            let _ = self.restarts.with_label_values(&[&plugin.name]); // at zero from the first reading on
-        }
+        self.restarts.fill(status);
     }
 
     fn timers_of(&self, opcode: Opcode, error: ErrorCode) -> Timers {
@@ -329,6 +339,26 @@ impl New<'_> {
     }
 }
 
+impl Restarts {
+    /// Counts what has come since somebody read last, so that a process which is no more takes nothing back: to
+    /// Prometheus, a counter that falls began anew.
+    fn fill(&self, status: &Status) {
+        for plugin in &status.plugins {
+            let _ = self.counters.with_label_values(&[&plugin.name]); // at zero from the first reading on
+        }
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::take(&mut *seen);
+        for process in &status.processes {
+            let known = before.get(&process.name).filter(|known| **known <= process.restarts);
+            let fresh = process.restarts - known.copied().unwrap_or_default();
+            for plugin in &process.plugins {
+                self.counters.with_label_values(&[plugin]).inc_by(fresh);
+            }
+            seen.insert(process.name.clone(), process.restarts);
+        }
+    }
+}
+
 impl Gauges {
     fn new(new: &New<'_>) -> Result<Self, prometheus::Error> {
         Ok(Self {
@@ -336,6 +366,11 @@ impl Gauges {
                 "certificate_expiration_timestamp_seconds",
                 "When a certificate expires, seconds since 1970: our own, the client CA's, and of up to 100 peers.",
                 &["source", "serial_no", "cn", "hostnames", "ca", "server", "client"],
+            )?,
+            processes: new.gauges(
+                "keystead_plugin_process_up",
+                "Whether a process of plugins runs.",
+                &["process"],
             )?,
             up: new.gauges("keystead_store_up", "Whether a store serves.", &["store"])?,
             refused: new.gauges(
@@ -365,8 +400,12 @@ impl Gauges {
 
     #[expect(clippy::cast_precision_loss, reason = "counts and seconds since 1970 are far below 2^53")]
     fn fill(&self, status: &Status) {
-        for gauge in [&self.expiry, &self.up, &self.refused, &self.keys, &self.lanes, &self.queue] {
+        let Self { processes, expiry, up, refused, keys, lanes, queue, .. } = self;
+        for gauge in [processes, expiry, up, refused, keys, lanes, queue] {
             gauge.reset(); // what is no more isn't shown
+        }
+        for process in &status.processes {
+            processes.with_label_values(&[&process.name]).set(f64::from(u8::from(process.pid.is_some())));
         }
         for store in &status.stores {
             let name = store.name.as_str();
@@ -470,6 +509,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::status;
 
     #[test]
     fn metrics_have_the_names_and_labels_of_the_reference() {
@@ -507,6 +547,11 @@ mod tests {
         .collect()
     }
 
+    fn process(name: &str, pid: Option<u32>, restarts: u64) -> status::Process {
+        let (plugins, stores) = (vec!["pkcs11".to_owned()], vec!["hsm".to_owned()]);
+        status::Process { name: name.to_owned(), plugins, stores, pid, since: 1, restarts, last_death: None }
+    }
+
     /// A server that has seen everything once.
     fn seen_everything() -> (Metrics, Status) {
         let metrics = Metrics::new().unwrap();
@@ -527,10 +572,11 @@ mod tests {
         });
         let certificate = serde_json::json!({"file": "f", "name": "n", "role": "server", "expires": 1});
         let plugin = serde_json::json!({
-            "name": "pkcs11", "version": "1", "vendor": "v", "isolation": "inline", "stores": ["hsm"],
+            "name": "pkcs11", "version": "1", "vendor": "v", "isolation": "process", "stores": ["hsm"],
         });
         let status = Status {
             plugins: vec![serde_json::from_value(plugin).unwrap()],
+            processes: vec![process("pkcs11 a.so", Some(7), 0)],
             stores: vec![serde_json::from_value(store).unwrap()],
             certificates: vec![serde_json::from_value(certificate).unwrap()],
             ..Status::default()
@@ -571,6 +617,33 @@ mod tests {
         metrics.forget_store("hsm");
         let text = String::from_utf8(metrics.render(&Status::default())).unwrap();
         assert!(!text.contains("hsm"), "{text}");
+    }
+
+    #[test]
+    fn restarts_add_up_over_a_plugins_processes_and_never_fall() {
+        let metrics = Metrics::new().unwrap();
+        let read = |processes: Vec<status::Process>| {
+            metrics.fill(&Status { processes, ..Status::default() });
+            metrics.restarts.counters.with_label_values(&["pkcs11"]).get()
+        };
+        assert_eq!(read(vec![process("a", Some(1), 0), process("b", Some(2), 2)]), 2);
+        assert_eq!(read(vec![process("a", Some(3), 1), process("b", Some(2), 2)]), 3);
+        assert_eq!(read(vec![process("a", Some(3), 1), process("b", Some(2), 2)]), 3, "nothing happened");
+        assert_eq!(read(vec![process("a", Some(4), 3)]), 5, "b is no more");
+        assert_eq!(read(vec![process("a", Some(5), 1), process("b", None, 0)]), 6, "another a");
+    }
+
+    #[test]
+    fn a_process_is_up_or_down_until_it_is_no_more() {
+        let metrics = Metrics::new().unwrap();
+        let text = |processes: Vec<status::Process>| {
+            String::from_utf8(metrics.render(&Status { processes, ..Status::default() })).unwrap()
+        };
+        let both = text(vec![process("pkcs11 /a.so", Some(1), 0), process("pkcs11 /b.so", None, 9)]);
+        for line in ["{process=\"pkcs11 /a.so\"} 1\n", "{process=\"pkcs11 /b.so\"} 0\n"] {
+            assert!(both.contains(&format!("keystead_plugin_process_up{line}")), "{both}");
+        }
+        assert!(!text(Vec::new()).contains("a.so"));
     }
 
     #[test]

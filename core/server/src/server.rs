@@ -8,7 +8,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use keystead_plugin_host::{Failure, Host, Settings, search_path};
+use keystead_plugin_host::{Failure, Host, Launcher, Settings, search_path};
 use rustix::process::{Resource, getrlimit};
 use tokio::{
     net::TcpListener,
@@ -46,6 +46,12 @@ const WARN_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How often systemd is told how the server is, where that has changed.
 const TELL_EVERY: Duration = Duration::from_secs(2);
+
+/// The command that makes this program be a process for plugins, and nothing else.
+pub const PLUGIN_PROCESS: &str = "plugin-process";
+
+/// This very program, also where another has taken its place on the disk meanwhile.
+const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// How many orders may wait for the one before them.
 pub const ORDERS: usize = 4;
@@ -152,7 +158,7 @@ pub(crate) fn plugin_settings(plugins: &config::Plugins) -> Settings {
         sha256: plugins.sha256.clone(),
         require_sha256: plugins.require_sha256,
         inline_calls: processors(),
-        launcher: None,
+        launcher: Some(Launcher { program: OWN_PROGRAM.into(), arguments: vec![PLUGIN_PROCESS.into()] }),
     }
 }
 

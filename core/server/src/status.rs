@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use keystead_plugin_host::{Algorithm, Failure, Family, Isolation, Key};
+use keystead_plugin_host::{Algorithm, Failure, Family, Isolation, Key, ProcessStatus};
 use keystead_protocol::Ski;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +27,7 @@ pub struct Status {
     pub certificates: Vec<Certificate>,
     pub stores: Vec<StoreStatus>,
     pub plugins: Vec<Plugin>,
+    pub processes: Vec<Process>,
     pub failures: Vec<Failed>,
 }
 
@@ -218,6 +219,22 @@ pub struct Plugin {
     pub stores: Vec<String>,
 }
 
+/// A process that plugins run in.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[expect(missing_docs, clippy::exhaustive_structs, reason = "plain data; the names are those of the output")]
+pub struct Process {
+    pub name: String,
+    pub plugins: Vec<String>,
+    pub stores: Vec<String>,
+    /// `None` while it doesn't run.
+    pub pid: Option<u32>,
+    /// Since when it runs, or doesn't.
+    pub since: u64,
+    /// How often it was started again after it had died.
+    pub restarts: u64,
+    pub last_death: Option<String>,
+}
+
 /// Requests that failed for one cause.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[expect(missing_docs, clippy::exhaustive_structs, reason = "plain data; the names are those of the output")]
@@ -333,6 +350,21 @@ impl VendorCode {
     pub fn of(failure: &Failure) -> Option<Self> {
         let vendor = failure.vendor.as_ref()?;
         Some(Self { name: vendor.name.clone(), code: vendor.number })
+    }
+}
+
+impl Process {
+    /// What the plugin host says of one.
+    pub(crate) fn of(process: ProcessStatus) -> Self {
+        let ProcessStatus { name, plugins, stores, pid, since, restarts, last_death, .. } = process;
+        let (since, last_death) = (seconds(since), last_death.map(|death| brief(&death)));
+        Self { name, plugins, stores, pid, since, restarts, last_death }
+    }
+
+    /// The word for whether it runs.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        if self.pid.is_some() { "running" } else { "down" }
     }
 }
 

@@ -18,7 +18,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
-use keystead_plugin_host::{Class, Failure, Host, Isolation};
+use keystead_plugin_host::{Class, Failure, Host};
 use tokio::{
     sync::watch,
     task::{AbortHandle, JoinSet, spawn_blocking},
@@ -166,22 +166,34 @@ impl Stores {
         holders.iter().map(described).collect()
     }
 
-    /// The plugins that are loaded, with the stores of each.
+    /// The plugins that are loaded, with the stores of each: one that runs both in the server and in processes is there
+    /// twice.
     #[must_use]
     pub fn plugins(&self) -> Vec<status::Plugin> {
-        let mut plugins: BTreeMap<String, status::Plugin> = BTreeMap::new();
-        for store in self.all() {
-            let Some(description) = store.store().description() else { continue };
-            let plugin = plugins.entry(store.store().plugin().to_owned()).or_insert_with(|| status::Plugin {
-                name: store.store().plugin().to_owned(),
-                version: description.version,
-                vendor: description.vendor,
-                isolation: status::isolation(Isolation::Inline).to_owned(), // the only one that is built
-                stores: Vec::new(),
-            });
+        let mut plugins: BTreeMap<(String, &str), status::Plugin> = BTreeMap::new();
+        for managed in self.all() {
+            let store = managed.store();
+            let (Some(description), Some(isolation)) = (store.description(), store.isolation()) else {
+                continue;
+            };
+            let isolation = status::isolation(isolation);
+            let plugin =
+                plugins.entry((store.plugin().to_owned(), isolation)).or_insert_with(|| status::Plugin {
+                    name: store.plugin().to_owned(),
+                    version: description.version,
+                    vendor: description.vendor,
+                    isolation: isolation.to_owned(),
+                    stores: Vec::new(),
+                });
             plugin.stores.push(store.name().to_owned());
         }
         plugins.into_values().collect()
+    }
+
+    /// The processes that plugins run in, where they don't run in the server.
+    #[must_use]
+    pub fn processes(&self) -> Vec<status::Process> {
+        self.host.processes().into_iter().map(status::Process::of).collect()
     }
 
     /// What has failed, by the name of the store and the cause; `none` for keys that no store has.

@@ -43,7 +43,7 @@ const KEYS_SHOWN: usize = 200;
 
 /// What the page shows, by where it is in the server's answers: the attribute that marks an element as an object or an
 /// entry, the object's or the list's place, what identifies an entry, and what must be shown of each.
-const PARTS: [Part; 9] = [
+const PARTS: [Part; 10] = [
     Part::object("", "", &["ready", "state", "version", "pid", "uptime_seconds", "listeners.0"]),
     Part::object(
         "configuration",
@@ -95,6 +95,12 @@ const PARTS: [Part; 9] = [
         "/plugins",
         Some("name"),
         &["name", "version", "vendor", "isolation", "stores"],
+    ),
+    Part::list(
+        "data-process",
+        "/processes",
+        Some("name"),
+        &["name", "plugins", "stores", "pid", "since", "restarts", "last_death"],
     ),
     Part::list(
         "data-key",
@@ -262,7 +268,7 @@ impl Scene {
                  auth_cert: {folder}/server.pem\nauth_key: {folder}/server-key.pem\nclient_ca: {folder}/ca.pem\n\
                  plugins: {{path: [{folder}/plugins]}}\nlimits: {{idle_timeout: 10m}}\n\
                  private_key_stores:\n\
-                 - {{plugin: file, name: web, config: {{dir: {folder}/keys}}}}\n\
+                 - {{plugin: file, name: web, isolation: process, config: {{dir: {folder}/keys}}}}\n\
                  - {{plugin: no-such-plugin, name: absent}}\n"
             ),
         )?;

@@ -17,7 +17,9 @@ use hyper_util::rt::TokioIo;
 use keystead::{
     config::{AdminSocket, Flags, Level},
     reload::Reloaded,
-    status::{self, Failed as Failure, KeyStatus, LastError, PeerStatus, Status, StoreStatus, VendorCode},
+    status::{
+        self, Failed as Failure, KeyStatus, LastError, PeerStatus, Process, Status, StoreStatus, VendorCode,
+    },
     stores::Change,
 };
 use serde::de::DeserializeOwned;
@@ -288,6 +290,11 @@ fn status_text(status: &Status) -> String {
         "LAST ERROR",
     ];
     let _ = write!(text, "\n{}", table(head, status.stores.iter().map(|store| store_row(store, now))));
+    if !status.processes.is_empty() {
+        let rows = status.processes.iter().map(|process| process_row(process, now));
+        let head = ["PROCESS", "STATE", "SINCE", "PID", "RESTARTS", "STORES", "LAST DEATH"];
+        let _ = write!(text, "\n{}", table(head, rows));
+    }
     if !connections.peers.is_empty() {
         let rows = connections.peers.iter().map(|peer| peer_row(peer, now));
         let _ = write!(text, "\n{}", table(["PEER", "CONNECTIONS", "CERTIFICATE"], rows));
@@ -341,6 +348,19 @@ fn store_row(store: &StoreStatus, now: u64) -> [String; 11] {
 fn last_error(error: &LastError, now: u64) -> String {
     let LastError { at, class, message, vendor } = error;
     format!("{} ago, {class}: {message}{}", span(now.saturating_sub(*at)), code(vendor.as_ref()))
+}
+
+fn process_row(process: &Process, now: u64) -> [String; 7] {
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    [
+        process.name.clone(),
+        process.state().to_owned(),
+        span(now.saturating_sub(process.since)),
+        or_none(process.pid.map(|pid| pid.to_string())),
+        process.restarts.to_string(),
+        process.stores.join(","),
+        or_none(process.last_death.clone()),
+    ]
 }
 
 fn peer_row(peer: &PeerStatus, now: u64) -> [String; 3] {

@@ -12,12 +12,12 @@ use keystead::{
     keyring::Holder,
     metrics::Metrics,
     server,
-    status::{KeyStatus, VendorCode},
+    status::{self, KeyStatus, VendorCode},
     store::ManagedStore,
     telemetry,
     tls::Identity,
 };
-use keystead_plugin_host::{Failure, Finding, Host, Key, Listing, Severity};
+use keystead_plugin_host::{Failure, Finding, Host, Isolation, Key, Listing, Severity};
 use serde_json::{Value, json};
 
 use super::{Failed, Output, load, print, runtime};
@@ -46,6 +46,8 @@ pub(super) fn check(flags: &Flags, output: Output) -> Result<ExitCode, Failed> {
 struct Report {
     name: String,
     plugin: String,
+    /// Where its plugin ran; `None` where it didn't get that far.
+    isolation: Option<Isolation>,
     operations: Vec<Operation>,
     keys: Vec<Surveyed>,
     findings: Vec<Finding>,
@@ -92,6 +94,7 @@ async fn survey_store(host: &Arc<Host>, config: &config::Store, metrics: &Metric
     let mut report = Report {
         name: config.name.clone(),
         plugin: config.plugin.clone(),
+        isolation: None,
         operations: config.operations.iter().copied().collect(),
         keys: Vec::new(),
         findings: Vec::new(),
@@ -112,6 +115,7 @@ async fn survey_store(host: &Arc<Host>, config: &config::Store, metrics: &Metric
         }
         Err(failure) => report.failure = Some(failure),
     }
+    report.isolation = store.store().isolation();
     store.store().close(CLOSE).await;
     report
 }
@@ -137,7 +141,11 @@ fn to_text(
         }
     }
     for report in reports {
-        let _ = writeln!(text, "\nstore {} (plugin {})", report.name, report.plugin);
+        let isolation = report
+            .isolation
+            .map(|isolation| format!(", {}", status::isolation(isolation)))
+            .unwrap_or_default();
+        let _ = writeln!(text, "\nstore {} (plugin {}{isolation})", report.name, report.plugin);
         store_text(&mut text, report);
     }
     let warnings = config.warnings.len()
@@ -193,6 +201,7 @@ fn store_json(report: &Report) -> Value {
     json!({
         "name": report.name,
         "plugin": report.plugin,
+        "isolation": report.isolation.map(status::isolation),
         "error": report.failure.as_ref().map(failure_json),
         "keys": report.keys.iter().map(|surveyed| json!({
             "key": KeyStatus::new(&report.name, &surveyed.key, &report.operations),

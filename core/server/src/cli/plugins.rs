@@ -20,14 +20,16 @@ pub(super) fn list(flags: &Flags, output: Output) -> Result<ExitCode, Failed> {
             plugin.name.clone(),
             description.version.clone(),
             format!("draft {}", description.contract),
+            status::isolation(description.isolation).to_owned(),
             description.vendor.clone(),
             plugin.file.display().to_string(),
         ],
         Err(failure) => {
-            [plugin.name.clone(), "-".to_owned(), "refused".to_owned(), "-".to_owned(), failure.to_string()]
+            let none = || "-".to_owned();
+            [plugin.name.clone(), none(), "refused".to_owned(), none(), none(), failure.to_string()]
         }
     });
-    print(&table(["NAME", "VERSION", "CONTRACT", "VENDOR", "FILE"], rows))
+    print(&table(["NAME", "VERSION", "CONTRACT", "ISOLATION", "VENDOR", "FILE"], rows))
 }
 
 fn to_json(plugin: &Found) -> Value {
