@@ -102,6 +102,9 @@ enum Command {
     Bench(bench::Bench),
     /// Print a configuration with every option, explained, at its default
     DefaultConfig,
+    /// Be a process for plugins; the server starts them so
+    #[command(name = server::PLUGIN_PROCESS, hide = true)]
+    PluginProcess,
 }
 
 #[derive(Subcommand)]
@@ -138,6 +141,7 @@ impl Cli {
             Some(Command::Sign(sign)) => sign.run(),
             Some(Command::Bench(bench)) => bench.run(),
             Some(Command::DefaultConfig) => print(config::default_config()),
+            Some(Command::PluginProcess) => plugin_process(),
         };
         outcome.unwrap_or_else(|failed| failed.report())
     }
@@ -206,6 +210,11 @@ fn run(flags: &Flags) -> Result<ExitCode, Failed> {
     outcome?;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Serves the calls of the server that started this process, before there are threads or a log.
+fn plugin_process() -> Result<ExitCode, Failed> {
+    Err(Failed::new("this is for the server, which starts its processes for plugins so"))
 }
 
 /// Loads the configuration, or says what is wrong with it.

@@ -358,7 +358,7 @@ fn process_row(process: &Process, now: u64) -> [String; 7] {
         span(now.saturating_sub(process.since)),
         or_none(process.pid.map(|pid| pid.to_string())),
         process.restarts.to_string(),
-        process.stores.join(","),
+        or_none(Some(process.stores.join(", ")).filter(|stores| !stores.is_empty())),
         or_none(process.last_death.clone()),
     ]
 }

@@ -1,9 +1,14 @@
 //! What systemd does for the server, without systemd: a listening socket that outlives it, and words on a socket.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
+    fs,
+    io::ErrorKind,
     net::{SocketAddr, TcpListener},
-    os::{fd::OwnedFd, unix::net::UnixDatagram},
+    os::{
+        fd::OwnedFd,
+        unix::net::{UnixDatagram, UnixListener},
+    },
     path::PathBuf,
     process::Command,
     sync::{
@@ -195,6 +200,54 @@ struct End<'a>(&'a AtomicBool);
 impl Drop for End<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The numbers of a process' descriptors that a program it starts would inherit, but for its output; `None` where the
+/// system keeps them from this user.
+fn inheritable(pid: u32) -> Option<BTreeSet<String>> {
+    const CLOEXEC: u32 = 0o2_000_000; // in `flags:` of proc_pid_fdinfo(5)
+    let folder = match fs::read_dir(format!("/proc/{pid}/fdinfo")) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => return None,
+        entries => entries.unwrap(),
+    };
+    let is_kept = |info: &str| {
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+        u32::from_str_radix(flags, 8).unwrap() & CLOEXEC != 0
+    };
+    let found = folder.filter_map(|entry| {
+        let path = entry.unwrap().path();
+        let number = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let info = fs::read_to_string(&path).ok()?; // closed meanwhile
+        (!["1", "2"].contains(&number.as_str()) && !is_kept(&info)).then_some(number)
+    });
+    Some(found.collect())
+}
+
+#[test]
+fn a_program_that_the_server_starts_gets_none_of_its_descriptors() {
+    // From whoever started these tests, and so the server's as well.
+    let mut inherited = inheritable(std::process::id()).unwrap();
+    inherited.remove("0");
+    let files = Files::new();
+    let stores =
+        format!("{}- {{dir: {}}}\n", hostile(&files, "class: blocking"), files.path("keys").display());
+    let port = Port::new(files.config(&format!("watch: 1s\n{stores}")));
+    let by_port = port.serve();
+    let admin = UnixListener::bind(files.path("inherited.sock")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keystead"));
+    command.arg("run").arg("-c").arg(files.config(&stores)).env("LISTEN_FDS", "1");
+    command.env("LISTEN_FDS_FIRST_FD", "0").env("LISTEN_FDNAMES", "admin");
+    let by_admin = Server::spawn_with(command, OwnedFd::from(admin));
+    assert!(!by_admin.admin.exists(), "it serves on the socket that it was given");
+    for server in [by_port, by_admin] {
+        server.wait_until_ready();
+        let _client = Client::connect(&files, &server);
+        match inheritable(server.pid()) {
+            Some(found) => assert_eq!(found.difference(&inherited).collect::<Vec<_>>(), [""; 0]),
+            // Nobody but root sees what a process has open that can't be traced.
+            None => assert!(!rustix::process::geteuid().is_root()),
+        }
     }
 }
 
