@@ -12,6 +12,9 @@ use crate::{file, process, system};
 /// `CKA_ALWAYS_SENSITIVE`, `CKA_NEVER_EXTRACTABLE` and `CKA_LOCAL` (PKCS#11 v3.0, section 4.9).
 const ACCESS: &str = "sensitive, always sensitive, never extractable, local";
 
+/// The variable by which SoftHSM2 finds its configuration.
+const SOFTHSM2_CONF: &str = "SOFTHSM2_CONF";
+
 /// A token with its PIN.
 pub(crate) struct Token {
     label: &'static str,
@@ -68,9 +71,14 @@ impl Token {
         text.contains(&self.pin)
     }
 
+    /// The variable by which a program finds the token, as YAML.
+    pub(crate) fn variable(&self) -> String {
+        format!("{SOFTHSM2_CONF}: {}", self.places.configuration.display())
+    }
+
     /// Lets a program find the token. No other program does.
     pub(crate) fn show_to(&self, command: &mut Command) {
-        command.env("SOFTHSM2_CONF", &self.places.configuration);
+        command.env(SOFTHSM2_CONF, &self.places.configuration);
     }
 
     /// Makes a key inside the token, and says what its access rights are: never to leave it.

@@ -87,9 +87,10 @@ impl<'a> Token<'a> {
         let uri = |label| format!("\"pkcs11:token=keys;object={label}?module-path={MODULE}\"");
         let uris: Vec<String> = labels.into_iter().map(uri).collect();
         let (uris, pin) = (uris.join(", "), pin.display());
+        let softhsm = self.files.path("softhsm2.conf").display().to_string();
         format!(
             "- {{name: token, plugin: pkcs11, config: {{uris: [{uris}]}}, secrets: {{pin: {{file: {pin}}}}}, \
-             operations: [sign, decrypt]}}\n"
+             operations: [sign, decrypt], env: {{SOFTHSM2_CONF: {softhsm}}}}}\n"
         )
     }
 

@@ -202,7 +202,8 @@ fn configuration(setup: &Setup, keys: SocketAddr, metrics: SocketAddr) -> String
          - name: token\n  \
            plugin: {}\n  \
            config:\n    module: {}\n    uris:\n{uris}  \
-           secrets:\n    pin: {{file: {}}}\n",
+           secrets:\n    pin: {{file: {}}}\n  \
+           env: {{{}}}\n",
         setup.pki.key_server.certificate.display(),
         setup.pki.key_server.key.display(),
         setup.pki.machines.certificate().display(),
@@ -210,6 +211,7 @@ fn configuration(setup: &Setup, keys: SocketAddr, metrics: SocketAddr) -> String
         setup.plugin,
         setup.token.module().display(),
         setup.token.pin_file().display(),
+        setup.token.variable(),
     )
 }
 
