@@ -34,6 +34,7 @@ fn check_lists_every_key_and_every_finding_and_fails_where_something_is_wrong() 
         assert!(text.contains(&ski.to_string()), "{ski} is missing in\n{text}");
     }
     assert!(text.contains("bad.key"), "{text}");
+    assert!(text.contains("store file-1 (plugin file, inline)"), "{text}");
     assert!(text.contains("1 error,"), "{text}");
 
     std::fs::remove_file(files.path("keys/bad.key")).unwrap();
@@ -41,6 +42,7 @@ fn check_lists_every_key_and_every_finding_and_fails_where_something_is_wrong() 
     assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(json["errors"], 0);
+    assert_eq!(json["stores"][0]["isolation"], "inline");
     let keys = json["stores"][0]["keys"].as_array().unwrap();
     assert_eq!(keys.len(), 4);
     assert!(keys.iter().all(|key| key["proven"] == true));
@@ -65,6 +67,12 @@ fn plugin_list_shows_what_is_found_and_why_some_is_refused() {
         .unwrap();
     std::fs::write(directory.join("libkeystead_plugin_text.so"), "only text").unwrap();
     let config = files.write("c.yaml", format!("plugins: {{path: [{}]}}\n", directory.display()).as_bytes());
+    let output = keystead(&["plugin", "list", "-c", &config.display().to_string()]);
+    let text = stdout(&output);
+    let columns: Vec<Vec<_>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(columns[0], ["NAME", "VERSION", "CONTRACT", "ISOLATION", "VENDOR", "FILE"]);
+    assert_eq!((columns[1][0], columns[1][4]), ("file", "inline"), "{text}");
+    assert_eq!(columns[2][..5], ["text", "-", "refused", "-", "-"], "{text}");
     let output = keystead(&["plugin", "list", "--json", "-c", &config.display().to_string()]);
     assert_eq!(output.status.code(), Some(0));
     let list: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -176,4 +184,12 @@ fn json_logs_are_one_object_a_line() {
             serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
         assert!(event["level"].is_string() && event["message"].is_string(), "{line}");
     }
+}
+
+#[test]
+fn the_command_of_a_process_for_plugins_is_for_the_server_alone() {
+    assert!(!stdout(&keystead(&["--help"])).contains("plugin-process"));
+    let output = keystead(&["plugin-process"]);
+    assert_ne!(output.status.code(), Some(0));
+    assert_ne!(output.status.code(), Some(2), "the command is known: {}", stderr(&output));
 }
