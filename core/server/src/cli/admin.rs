@@ -427,6 +427,23 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_is_down_says_how_it_died() {
+        let process = Process {
+            name: "pkcs11 libhsm.so".to_owned(),
+            plugins: vec!["pkcs11".to_owned()],
+            stores: vec!["a".to_owned(), "b".to_owned()],
+            pid: None,
+            since: 40,
+            restarts: 4,
+            last_death: Some("signal 11".to_owned()),
+        };
+        let down = ["pkcs11 libhsm.so", "down", "1 min", "-", "4", "a, b", "signal 11"];
+        assert_eq!(process_row(&process, 100), down);
+        let runs = Process { pid: Some(7), stores: Vec::new(), last_death: None, ..process };
+        assert_eq!(process_row(&runs, 100), ["pkcs11 libhsm.so", "running", "1 min", "7", "4", "-", "-"]);
+    }
+
+    #[test]
     fn an_expired_certificate_stands_out() {
         assert_eq!(left(100, 40), "expires in 1 min");
         assert_eq!(left(40, 100), "EXPIRED 1 min ago");

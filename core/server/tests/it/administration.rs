@@ -192,6 +192,8 @@ fn a_watched_status_is_a_line_of_json_each_second() {
     watch.wait().unwrap();
     for status in &shown {
         assert_eq!((&status["pid"], &status["state"]), (&json!(server.pid()), &json!("serving")));
+        assert_eq!(status["plugins"][0]["isolation"], "inline");
+        assert_eq!(status["processes"], json!([]), "the plugin of files runs in the server");
     }
     assert!(shown[1]["uptime_seconds"].as_u64() >= shown[0]["uptime_seconds"].as_u64());
 }
