@@ -1,7 +1,7 @@
 //! The cases that every plugin passes.
 //!
 //! A plugin's own tests describe how its store is opened, and [`run`] drives it through the C table, as the server
-//! does. Results are verified by OpenSSL, which shares no code with any plugin.
+//! does, or through another [`Door`]. Results are verified by OpenSSL, which shares no code with any plugin.
 //!
 //! ```text
 //! static TABLE: BackendTable = kit::table::<FileBackend>();
@@ -10,7 +10,17 @@
 //!
 //! The store must hold at least one key. [`Subject::open`] gives a [`Session`] for a plugin's further tests.
 
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)+) => {
+        if !$condition {
+            return Err(format!($($message)+));
+        }
+    };
+}
+
+mod door;
 mod host;
+mod table;
 mod verify;
 
 use std::{
@@ -25,19 +35,20 @@ use std::{
 use serde_json::Value;
 
 pub use self::{
-    host::{Failure, Record, Request, Session, TestHost},
+    door::{Described, Door, Failure, Opened, Request, Session},
+    host::{Record, TestHost},
     verify::verify,
 };
 use crate::{
     Algorithm, CallClass, Code, Error, Input, Key, Listing,
-    abi::{BackendTable, DRAFT, KEY_ID_MAX, struct_size},
+    abi::{BackendTable, KEY_ID_MAX},
     algorithm::Operation,
 };
 
-/// What is tested: a table, and how a store of it is opened.
+/// What is tested: the way to a backend, and how a store of it is opened.
 #[derive(Debug)]
 pub struct Subject {
-    table: &'static BackendTable,
+    door: Box<dyn Door>,
     config: Value,
     secrets: BTreeMap<String, Vec<u8>>,
     hosts: Mutex<Vec<&'static TestHost>>,
@@ -47,8 +58,14 @@ impl Subject {
     /// A backend whose stores are opened with an empty configuration.
     #[must_use]
     pub fn new(table: &'static BackendTable) -> Self {
+        Self::behind(table::Table(table))
+    }
+
+    /// A backend that is reached by another way than its table.
+    #[must_use]
+    pub fn behind(door: impl Door + 'static) -> Self {
         let config = Value::Object(serde_json::Map::new());
-        Self { table, config, secrets: BTreeMap::new(), hosts: Mutex::default() }
+        Self { door: Box::new(door), config, secrets: BTreeMap::new(), hosts: Mutex::default() }
     }
 
     /// The store's configuration.
@@ -76,7 +93,7 @@ impl Subject {
     ///
     /// What the backend answers.
     pub fn open(&self) -> Result<Session, Error> {
-        self.host().open(self.table)
+        self.host().open_behind(&*self.door)
     }
 
     fn host_with(&self, config: Value) -> &'static TestHost {
@@ -127,41 +144,19 @@ pub fn run(subject: &Subject) {
     assert!(failures.is_empty(), "{} cases fail:\n{}", failures.len(), failures.join("\n"));
 }
 
-macro_rules! ensure {
-    ($condition:expr, $($message:tt)+) => {
-        if !$condition {
-            return Err(format!($($message)+));
-        }
-    };
-}
-
-/// The table and the description are sane, and the description stays where it is.
+/// What the plugin says it is can be used, and so can the table that says it.
 ///
 /// # Errors
 ///
 /// What breaks the rule.
 pub fn describes_itself(subject: &Subject) -> Result<(), String> {
-    let table = subject.table;
-    ensure!(table.size >= struct_size::<BackendTable>(), "the table says it has {} bytes", table.size);
-    ensure!(table.draft == DRAFT, "the table is of draft {}, not {DRAFT}", table.draft);
-    // SAFETY: `describe` may be called at any time, and what it answers is static.
-    let (first, second) = unsafe { ((table.describe)(), (table.describe)()) };
-    ensure!(first == second && !first.is_null(), "`describe` is not static");
-    // SAFETY: as above.
-    let text = unsafe {
-        [(*first).name, (*first).version, (*first).vendor, (*first).schema].map(|text| text.as_slice())
-    };
-    let [name, version, vendor, schema] = text.map(std::str::from_utf8);
-    let name = name.map_err(|_| "the name is not UTF-8")?;
+    let Described { name, version, schema, .. } = subject.door.describe()?;
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
-    ensure!(
-        !name.is_empty() && name.len() <= 64 && name.chars().all(plain),
-        "the name {name:?} is not a plain one"
-    );
-    ensure!(version.is_ok_and(|version| !version.is_empty()), "there is no version");
-    ensure!(vendor.is_ok(), "the vendor is not UTF-8");
-    let schema = schema.ok().and_then(|schema| serde_json::from_str::<Value>(schema).ok());
-    ensure!(schema.is_some_and(|schema| schema.is_object()), "the schema is not a JSON object");
+    let is_plain = !name.is_empty() && name.len() <= 64 && name.chars().all(plain);
+    ensure!(is_plain, "the name {name:?} is not a plain one");
+    ensure!(!version.is_empty(), "there is no version");
+    let schema = serde_json::from_str::<Value>(&schema);
+    ensure!(schema.is_ok_and(|schema| schema.is_object()), "the schema is not a JSON object");
     Ok(())
 }
 
@@ -351,11 +346,7 @@ pub fn respects_the_output_buffer(subject: &Subject) -> Result<(), String> {
 /// What breaks the rule.
 pub fn serves_many_threads(subject: &Subject) -> Result<(), String> {
     let (session, listing) = opened(subject)?;
-    // SAFETY: `describe` may be called at any time, and what it answers is static.
-    let lanes = match unsafe { (*(subject.table.describe)()).lanes_max } {
-        0 => 8,
-        lanes => lanes.min(8),
-    };
+    let lanes = subject.door.describe()?.lanes_max.unwrap_or(8).min(8);
     let (inline, blocking): (Vec<_>, Vec<_>) =
         listing.keys.into_iter().partition(|key| key.call_class == CallClass::Inline);
     let (session, inline, blocking) = (&session, &inline, &blocking);
@@ -414,7 +405,7 @@ pub fn refuses_unknown_configuration(subject: &Subject) -> Result<(), String> {
     if let Some(members) = config.as_object_mut() {
         members.insert("no_such_member".to_owned(), Value::Bool(true));
     }
-    let Err(error) = subject.host_with(config).open(subject.table) else {
+    let Err(error) = subject.host_with(config).open_behind(&*subject.door) else {
         return Err("a store with an unknown member of its configuration was opened".to_owned());
     };
     ensure!(error.code == Code::InvalidInput, "answered `{error}` ({}) for an unknown member", error.code);

@@ -3,9 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a set-up that fails is a failed test")]
 
 use std::{
-    panic::catch_unwind,
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        LazyLock,
+        Arc, LazyLock, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -15,7 +16,8 @@ use keystead_plugin_api::{
     Algorithm, Backend, Call, CallClass, Code, Description, Error, Finding, Health, Host, Isolation, Key,
     Listing, Output, Severity,
     abi::BackendTable,
-    conformance::{self, Request, Subject},
+    algorithm::Operation,
+    conformance::{self, Described, Door, Failure, Opened, Record, Request, Session, Subject, TestHost},
     kit,
 };
 use openssl::{
@@ -176,13 +178,118 @@ fn silent() -> Finding {
     }
 }
 
+/// A way to the backend that isn't its table, and what is wrong with it.
+#[derive(Clone, Debug)]
+struct Detour {
+    slip: Slip,
+    only: Arc<OnceLock<Session>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slip {
+    None,
+    CutsIds,
+    IgnoresCapacity,
+    LeaksInAFinding,
+    LeaksInAnError,
+    LosesCodes,
+    LosesConfiguration,
+    LosesTheLengthNeeded,
+    LosesTheName,
+    SharesOneStore,
+}
+
+/// A store at the end of a [`Detour`].
+#[derive(Debug)]
+struct Distant {
+    session: Session,
+    slip: Slip,
+}
+
+impl Door for Detour {
+    fn describe(&self) -> Result<Described, String> {
+        let name = if self.slip == Slip::LosesTheName { "" } else { Memory::DESCRIPTION.name };
+        Ok(Described {
+            name: name.to_owned(),
+            version: Memory::DESCRIPTION.version.to_owned(),
+            vendor: Memory::DESCRIPTION.vendor.to_owned(),
+            lanes_max: Memory::DESCRIPTION.lanes_max,
+            schema: Memory::DESCRIPTION.schema.to_owned(),
+        })
+    }
+
+    fn open(&self, host: &'static TestHost) -> Result<Arc<dyn Opened>, Error> {
+        let session = match self.slip {
+            Slip::LosesConfiguration => TestHost::leak(json!({}), BTreeMap::new()).open(&TABLE)?,
+            Slip::SharesOneStore => self.only.get_or_init(|| host.open(&TABLE).unwrap()).clone(),
+            _ => host.open(&TABLE)?,
+        };
+        Ok(Arc::new(Distant { session, slip: self.slip }))
+    }
+}
+
+impl Opened for Distant {
+    fn listing(&self) -> Result<Listing, Error> {
+        let mut listing = self.session.listing()?;
+        if self.slip == Slip::LeaksInAFinding {
+            let hint = self.secret();
+            listing.findings.push(Finding {
+                subject: "a key".into(),
+                error: Error::unknown_key(),
+                hint,
+                ..silent()
+            });
+        }
+        Ok(listing)
+    }
+
+    fn perform(&self, operation: Operation, request: &Request<'_>) -> Result<Vec<u8>, Failure> {
+        let mut request = *request;
+        match self.slip {
+            Slip::CutsIds => request.key = request.key.get(..7).unwrap_or(request.key),
+            Slip::IgnoresCapacity => request.capacity = 2048,
+            _ => {}
+        }
+        self.session.perform(operation, &request).map_err(|mut failure| {
+            match self.slip {
+                Slip::LeaksInAnError => failure.error.message = self.secret(),
+                Slip::LosesCodes => failure.error.code = Code::Internal,
+                Slip::LosesTheLengthNeeded => failure.needed = 0,
+                _ => {}
+            }
+            failure
+        })
+    }
+
+    fn health(&self) -> Result<Health, Error> {
+        self.session.health()
+    }
+
+    fn close(&self) -> Result<(), Error> {
+        self.session.close()
+    }
+}
+
+impl Distant {
+    fn secret(&self) -> String {
+        String::from_utf8(self.session.host().secret("token").unwrap()).unwrap()
+    }
+}
+
+fn behind(slip: Slip) -> Subject {
+    Subject::behind(Detour { slip, only: Arc::default() })
+        .config(json!({ "blocking_keys": 2 }))
+        .secret("token", b"a secret value")
+}
+
 fn flawed(flaw: &str) -> Subject {
     Subject::new(&TABLE).config(json!({ "flaw": flaw })).secret("token", b"a secret value")
 }
 
-/// What [`conformance::run`] says of a flaw; `None` where it finds none.
-fn verdict(flaw: &'static str) -> Option<String> {
-    catch_unwind(|| conformance::run(&flawed(flaw))).err().map(|panic| *panic.downcast::<String>().unwrap())
+/// What [`conformance::run`] says of a subject; `None` where it finds nothing wrong.
+fn verdict(subject: Subject) -> Option<String> {
+    let run = AssertUnwindSafe(|| conformance::run(&subject));
+    catch_unwind(run).err().map(|panic| *panic.downcast::<String>().unwrap())
 }
 
 #[test]
@@ -215,9 +322,61 @@ fn catches_a_backend_that_breaks_a_rule() {
         ("UnknownFamily", "lists_well_formed_keys"),
         ("UnsteadyHealth", "answers_health"),
     ] {
-        let verdict = verdict(flaw).unwrap_or_else(|| panic!("{flaw} is not caught"));
+        let verdict = verdict(flawed(flaw)).unwrap_or_else(|| panic!("{flaw} is not caught"));
         assert!(verdict.contains(&format!("  {case}")), "{flaw}: {verdict}");
     }
+}
+
+#[test]
+fn passes_a_door_that_keeps_the_rules() {
+    conformance::run(&behind(Slip::None));
+}
+
+#[test]
+fn catches_a_door_that_breaks_a_rule() {
+    for (slip, case) in [
+        (Slip::CutsIds, "refuses_unknown_keys"),
+        (
+            Slip::IgnoresCapacity,
+            "respects_the_output_buffer: key `memory 0`: ecdsa-sha256: a result in 0 bytes",
+        ),
+        (Slip::LeaksInAFinding, "keeps_secrets: a secret is in: a key: "),
+        (Slip::LeaksInAnError, "keeps_secrets: a secret is in: a secret value"),
+        (Slip::LosesCodes, "refuses_unknown_algorithms"),
+        (Slip::LosesConfiguration, "refuses_unknown_configuration"),
+        (Slip::LosesTheLengthNeeded, "respects_the_output_buffer"),
+        (Slip::LosesTheName, "describes_itself: the name \"\" is not a plain one"),
+        (Slip::SharesOneStore, "keeps_two_stores_apart"),
+    ] {
+        let verdict = verdict(behind(slip)).unwrap_or_else(|| panic!("{slip:?} is not caught"));
+        assert!(verdict.contains(&format!("  {case}")), "{slip:?}: {verdict}");
+    }
+}
+
+#[test]
+fn a_host_serves_a_door_as_it_serves_a_table() {
+    let host = behind(Slip::None).host();
+    assert_eq!(host.config(), &json!({ "blocking_keys": 2 }));
+    assert_eq!((host.secret("token"), host.secret("other")), (Some(b"a secret value".to_vec()), None));
+    assert_eq!(host.secret_reads(), 2);
+    assert!(!host.was_refused("token 1", b"1234"));
+    host.note_refusal("token 1", b"1234");
+    assert!(host.was_refused("token 1", b"1234") && !host.was_refused("token 2", b"1234"));
+    assert_eq!(host.refusals(), [("token 1".to_owned(), b"1234".to_vec())]);
+    host.note_keys_changed();
+    assert_eq!(host.keys_changed(), 1);
+    let record = |message: &str| Record {
+        level: 3,
+        target: "test".to_owned(),
+        message: message.to_owned(),
+        fields: String::new(),
+        request_id: String::new(),
+    };
+    host.log(record("a harmless message"));
+    assert_eq!(host.leaks(), [""; 0]);
+    host.log(record("a secret value"));
+    assert_eq!(host.records().len(), 2);
+    assert_eq!(host.leaks().len(), 1);
 }
 
 #[test]

@@ -6,6 +6,8 @@
 //!
 //! Everything here panics where it fails, as a test's own assertions do.
 
+mod door;
+
 use std::{
     collections::BTreeMap,
     env,
@@ -21,6 +23,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::Launcher;
+
+pub use door::InProcess;
 
 /// A plugin directory of a test's own, removed when dropped: mode 0755 whatever the umask.
 #[derive(Debug)]
