@@ -10,6 +10,8 @@ mod breaker;
 mod child;
 mod confine;
 mod crash;
+#[cfg(feature = "test-support")]
+mod door;
 mod gate;
 mod launch;
 mod link;
@@ -27,6 +29,8 @@ use std::{
 };
 
 pub use child::process_main;
+#[cfg(feature = "test-support")]
+pub use door::InProcess;
 pub(crate) use registry::{Placed, Processes, Wish, describe};
 pub(crate) use remote::Remote;
 

@@ -6,8 +6,6 @@
 //!
 //! Everything here panics where it fails, as a test's own assertions do.
 
-mod door;
-
 use std::{
     collections::BTreeMap,
     env,
@@ -24,7 +22,7 @@ use tempfile::TempDir;
 
 use crate::Launcher;
 
-pub use door::InProcess;
+pub use crate::process::InProcess;
 
 /// A plugin directory of a test's own, removed when dropped: mode 0755 whatever the umask.
 #[derive(Debug)]

@@ -263,7 +263,7 @@ pub(super) enum StartError {
 }
 
 impl Process {
-    fn new(wish: &Wish<'_>) -> Arc<Self> {
+    pub(super) fn new(wish: &Wish<'_>) -> Arc<Self> {
         Arc::new(Self {
             name: Mutex::new(wish.file.name.clone()),
             launcher: wish.launcher.clone(),

@@ -18,6 +18,7 @@ use keystead_plugin_api::{
     conformance::{Session, Subject},
     kit,
 };
+use keystead_plugin_host::testing::{InProcess, PluginDir};
 use keystead_plugin_pkcs11::Pkcs11;
 use serde_json::json;
 
@@ -171,7 +172,21 @@ pub(crate) fn uri_at(module: &Path, token: &str, key: &str, pin: &str) -> String
 
 /// A store of URIs. The decoy makes the test host look for [`PIN`] in all that the plugin says.
 pub(crate) fn store(uris: &[String]) -> Subject {
-    Subject::new(&TABLE).config(json!({"uris": uris})).secret("decoy", PIN.as_bytes())
+    of_uris(Subject::new(&TABLE), uris)
+}
+
+/// Likewise, of the plugin as a library in a process of its own.
+pub(crate) fn in_process(uris: &[String]) -> Subject {
+    let plugins = PluginDir::with(&["keystead-plugin-pkcs11"]);
+    let library = plugins.path().join("libkeystead_plugin_pkcs11.so");
+    let door = InProcess::load_with(&library, |surroundings| {
+        surroundings.env.extend(["SOFTHSM2_CONF"].map(|name| (name.to_owned(), env::var(name).unwrap())));
+    });
+    of_uris(Subject::behind(door), uris)
+}
+
+fn of_uris(subject: Subject, uris: &[String]) -> Subject {
+    subject.config(json!({"uris": uris})).secret("decoy", PIN.as_bytes())
 }
 
 /// A key of a listing by its label.

@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use bench::{PIN, TABLE, key, lines, on_softhsm, prove, softhsm, spy, store, uri, uri_at};
+use bench::{PIN, TABLE, in_process, key, lines, on_softhsm, prove, softhsm, spy, store, uri, uri_at};
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
     object::{Attribute, ObjectClass},
@@ -43,8 +43,10 @@ on_softhsm!(passes_the_conformance_suite, |bench| {
     let private = bench.tool("keys", &["--list-objects", "--type", "privkey"]);
     assert_eq!(private.matches("never extractable").count(), types.len(), "{private}");
 
-    let subject = store(&types.map(|(_, label, _)| uri("keys", &format!("object={label}"))));
+    let uris = types.map(|(_, label, _)| uri("keys", &format!("object={label}")));
+    let subject = store(&uris);
     conformance::run(&subject);
+    conformance::run(&in_process(&uris));
     let listing = subject.open().unwrap().listing().unwrap();
     assert!(listing.findings.is_empty(), "{:?}", listing.findings);
     for (_, label, family) in types {

@@ -1,0 +1,227 @@
+//! The conformance cases' way to a plugin in a process of its own: over the very link that the host uses.
+
+use std::{
+    fmt,
+    path::Path,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use keystead_plugin_api::{
+    Algorithm, Code, Error, Health, Key, Listing,
+    algorithm::Operation,
+    conformance::{Described, Door, Failure, Opened, Record, Request, TestHost},
+};
+use tokio::runtime::Runtime;
+use zeroize::Zeroizing;
+
+use super::{
+    PluginFile, Surroundings, Wish,
+    link::{About, CallError, Expects, Given, Link},
+    registry::Process,
+    wire::{Order, Work},
+};
+use crate::{
+    Description, Settings,
+    instance::{RawListing, Refusal},
+    services::{Event, HostSide},
+    testing,
+};
+
+/// Where the links of all tests live.
+static RUNTIME: LazyLock<Runtime> =
+    LazyLock::new(|| Runtime::new().unwrap_or_else(|error| panic!("no runtime: {error}")));
+
+/// A plugin in a process of its own.
+pub struct InProcess {
+    _process: Arc<Process>,
+    link: Arc<Link>,
+    plugin: u32,
+    description: Description,
+}
+
+impl InProcess {
+    /// Loads a library into a process.
+    ///
+    /// # Panics
+    ///
+    /// Where that fails.
+    #[must_use]
+    pub fn load(library: &Path) -> Self {
+        Self::load_with(library, |_| ())
+    }
+
+    /// Likewise, with what the process gets.
+    ///
+    /// # Panics
+    ///
+    /// Where that fails.
+    #[must_use]
+    pub fn load_with(library: &Path, change: impl FnOnce(&mut Surroundings)) -> Self {
+        let host = crate::Host::new(Settings::default());
+        let file = host.examine("conformance", library.to_owned());
+        let file = file.unwrap_or_else(|failure| panic!("{}: {failure}", library.display()));
+        let mut surroundings = Surroundings::default();
+        change(&mut surroundings);
+        RUNTIME.block_on(Self::start(&file, &surroundings))
+    }
+
+    async fn start(file: &PluginFile, surroundings: &Surroundings) -> Self {
+        let launcher = testing::launcher();
+        let process = Process::new(&Wish { launcher: &launcher, file, surroundings, isolation: None });
+        let link = process.link().await.unwrap_or_else(|error| panic!("no process: {error:?}"));
+        let loaded = link.load(file).await;
+        let (plugin, description) = loaded.unwrap_or_else(|error| panic!("not loaded: {error:?}"));
+        Self { _process: process, link, plugin, description }
+    }
+}
+
+impl fmt::Debug for InProcess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InProcess").field("pid", &self.link.pid).finish_non_exhaustive()
+    }
+}
+
+impl Door for InProcess {
+    fn describe(&self) -> Result<Described, String> {
+        let Description { name, version, vendor, lanes_max, schema, .. } = self.description.clone();
+        Ok(Described { name, version, vendor, lanes_max, schema: schema.to_string() })
+    }
+
+    fn open(&self, host: &'static TestHost) -> Result<Arc<dyn Opened>, Error> {
+        let (plugin, store) = (self.plugin, self.link.number());
+        let side: &'static Side = Box::leak(Box::new(Side(host)));
+        self.link.attach(store, side);
+        let config = host.config().to_string().into_bytes();
+        let order = |call| Order::Open { call, plugin, store, level: 5, config: &config };
+        ask(&self.link, Expects::Opened(store), order).map_err(|refusal| refusal.error)?;
+        Ok(Arc::new(Store { link: Arc::clone(&self.link), store }))
+    }
+}
+
+/// An open store.
+struct Store {
+    link: Arc<Link>,
+    store: u32,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("number", &self.store).finish_non_exhaustive()
+    }
+}
+
+impl Opened for Store {
+    fn listing(&self) -> Result<Listing, Error> {
+        let order = |call| Order::Keys { call, store: self.store, nanos_left: 30_000_000_000 };
+        match ask(&self.link, Expects::Listing(RawListing::default()), order) {
+            Ok(Given::Listing(listing)) => Ok(listed(listing)),
+            other => Err(odd(other)),
+        }
+    }
+
+    fn perform(&self, operation: Operation, request: &Request<'_>) -> Result<Vec<u8>, Failure> {
+        let nanos_left =
+            request.time.map_or(u64::MAX, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        let work = Work {
+            decrypt: operation == Operation::Decrypt,
+            lane: request.lane,
+            nanos_left,
+            algorithm: request.algorithm,
+            capacity: u32::try_from(request.capacity).unwrap_or(u32::MAX),
+            key: request.key,
+            input: request.input,
+            request_id: request.request_id,
+        };
+        let order = |call| Order::Perform { call, store: self.store, work };
+        match ask(&self.link, Expects::Result(request.capacity), order) {
+            Ok(Given::Result(result)) => Ok(result),
+            Err(Refusal { error, needed }) => Err(Failure { error, needed }),
+            other => Err(Failure { error: odd(other), needed: 0 }),
+        }
+    }
+
+    fn health(&self) -> Result<Health, Error> {
+        let order = |call| Order::Health { call, store: self.store, nanos_left: 30_000_000_000, level: 5 };
+        match ask(&self.link, Expects::Health, order) {
+            Ok(Given::Health(generation)) => Ok(Health { generation }),
+            other => Err(odd(other)),
+        }
+    }
+
+    fn close(&self) -> Result<(), Error> {
+        let order = |call| Order::Close { call, store: self.store, grace: Duration::from_secs(1) };
+        ask(&self.link, Expects::Done, order).map(drop).map_err(|refusal| refusal.error)
+    }
+}
+
+fn ask<'o>(link: &Link, expects: Expects, order: impl FnOnce(u64) -> Order<'o>) -> Result<Given, Refusal> {
+    let answer = link.call(expects, None, About::new("a conformance case", ""), 512, order);
+    let given = answer.and_then(|answer| RUNTIME.block_on(answer.given()));
+    given.map_err(|error| match error {
+        CallError::Refused(refusal) => refusal,
+        CallError::Gone => Refusal::new(Code::Internal, "the process has died"),
+    })
+}
+
+fn odd(given: Result<Given, Refusal>) -> Error {
+    match given {
+        Err(refusal) => refusal.error,
+        Ok(given) => Error::new(Code::Internal, format!("answered {given:?}")),
+    }
+}
+
+fn listed(listing: RawListing) -> Listing {
+    let keys = listing.keys.into_iter().map(|key| Key {
+        id: key.id,
+        spki: key.spki,
+        label: key.label,
+        algorithms: key.algorithms.iter().filter_map(|number| Algorithm::from_number(*number)).collect(),
+        call_class: key.class,
+    });
+    Listing { keys: keys.collect(), findings: listing.findings }
+}
+
+/// The test's host, as the link knows one.
+struct Side(&'static TestHost);
+
+impl HostSide for Side {
+    fn wants(&self, _level: u32) -> bool {
+        true
+    }
+
+    fn log(&self, event: &Event<'_>) {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        self.0.log(Record {
+            level: event.level,
+            target: text(event.target),
+            message: text(event.message),
+            fields: text(event.fields),
+            request_id: text(event.request),
+        });
+    }
+
+    fn config(&self) -> Option<Zeroizing<Vec<u8>>> {
+        Some(Zeroizing::new(self.0.config().to_string().into_bytes()))
+    }
+
+    fn secret(&self, name: &str) -> Option<Result<Zeroizing<Vec<u8>>, String>> {
+        Some(Ok(Zeroizing::new(self.0.secret(name)?)))
+    }
+
+    fn keys_changed(&self) {
+        self.0.note_keys_changed();
+    }
+
+    fn was_refused(&self, token: &[u8], secret: &[u8]) -> bool {
+        self.0.was_refused(&String::from_utf8_lossy(token), secret)
+    }
+
+    fn presented(&self, token: &[u8], secret: &[u8], accepted: bool) {
+        let token = String::from_utf8_lossy(token);
+        match accepted {
+            true => self.0.note_acceptance(&token, secret),
+            false => self.0.note_refusal(&token, secret),
+        }
+    }
+}
