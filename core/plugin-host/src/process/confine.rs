@@ -16,8 +16,8 @@ use rustix::{
         set_dumpable_behavior, set_parent_process_death_signal, setrlimit,
     },
     thread::{
-        CapabilitySet, CapabilitySets, Gid, Uid, set_capabilities, set_no_new_privs, set_thread_groups,
-        set_thread_res_gid, set_thread_res_uid,
+        CapabilitySet, CapabilitySets, Gid, Uid, capabilities, set_capabilities, set_no_new_privs,
+        set_thread_groups, set_thread_res_gid, set_thread_res_uid,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -135,11 +135,7 @@ impl Identity {
             })?;
         }
         if self.uid != 0 {
-            // Those are kept over a change from one ordinary user to another.
-            let none = CapabilitySet::empty();
-            let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
-            set_capabilities(None, none)
-                .map_err(|error| format!("can't give up its capabilities: {error}"))?;
+            give_up_capabilities().map_err(|error| format!("can't give up its capabilities: {error}"))?;
         }
         match self.is_taken_on()? {
             true => Ok(()),
@@ -168,6 +164,17 @@ impl Identity {
             && ids("Gid:") == BTreeSet::from([self.gid])
             && ids("Groups:") == self.groups.iter().copied().collect())
     }
+}
+
+/// They are kept over a change from one ordinary user to another. Nothing is called where there are none: who confines
+/// the server may have denied the call.
+fn give_up_capabilities() -> io::Result<()> {
+    let none = CapabilitySet::empty();
+    let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    if capabilities(None)? != none {
+        set_capabilities(None, none)?;
+    }
+    Ok(())
 }
 
 /// Whom a process becomes, from names or numbers: the user with its group, and the given groups, or else the user's

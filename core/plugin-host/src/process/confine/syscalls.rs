@@ -7,10 +7,10 @@ use std::{collections::BTreeMap, env::consts::ARCH, io, process};
 
 use libc::c_long;
 use seccompiler::{
-    BpfProgram, BpfProgramRef, Error, SeccompAction,
+    BpfProgram, BpfProgramRef, SeccompAction,
     SeccompCmpArgLen::Dword,
     SeccompCmpOp::{self, Eq, MaskedEq, Ne},
-    SeccompCondition, SeccompFilter, SeccompRule, TargetArch, apply_filter, sock_filter,
+    SeccompCondition, SeccompFilter, SeccompRule, TargetArch, sock_filter,
 };
 
 /// Denied whatever their arguments are.
@@ -116,15 +116,19 @@ pub(super) fn deny() -> Result<bool, String> {
     let Ok(arch) = TargetArch::try_from(ARCH) else { return Ok(false) };
     let denied =
         denied(arch).map_err(|error| format!("the list of denied system calls is wrong: {error}"))?;
-    Ok(apply(&absent())? && apply(&denied)?)
+    Ok(apply(&by_number())? && apply(&denied)?)
 }
 
+/// By `prctl`: service managers deny the younger call `seccomp` to services that are confined themselves.
 fn apply(program: BpfProgramRef<'_>) -> Result<bool, String> {
-    let lacks = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL));
-    match apply_filter(program) {
-        Ok(()) => Ok(true),
-        Err(Error::Prctl(error) | Error::Seccomp(error)) if lacks(&error) => Ok(false),
-        Err(error) => Err(format!("can't have system calls denied: {error}")),
+    let len = program.len().try_into().map_err(|_| "the list of denied system calls is too long")?;
+    let filter = libc::sock_fprog { len, filter: program.as_ptr().cast_mut().cast() };
+    // SAFETY: the kernel only reads the program, of the steps that it is said to have; theirs is the kernel's own layout.
+    let result = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) };
+    match io::Error::last_os_error() {
+        _ if result == 0 => Ok(true),
+        error if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        error => Err(format!("can't have system calls denied: {error}")),
     }
 }
 
@@ -190,22 +194,23 @@ fn one_of<const N: usize>(
     values.into_iter().map(|value| rule(&[(argument, Eq, value)])).collect()
 }
 
-/// Answers ENOSYS, as a kernel does that doesn't have them: `clone3`, whose arguments can't be looked into, so that the C
-/// library takes `clone`; and the x32 convention.
+/// What isn't judged by a rule. `clone3` hides its arguments in memory: it answers ENOSYS, as a kernel does that doesn't
+/// have it, so that the C library takes `clone`. The x32 convention is denied as a whole.
 #[expect(clippy::cast_possible_truncation, reason = "the numbers are small, of types that vary")]
-fn absent() -> BpfProgram {
+fn by_number() -> BpfProgram {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     const AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
     const ANSWER: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    const LACKING: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned();
     const CLONE3: u32 = libc::SYS_clone3 as u32;
+    let error = |errno: i32| libc::SECCOMP_RET_ERRNO | errno.cast_unsigned();
     let step = |code, jt, k| sock_filter { code, jt, jf: 0, k };
     vec![
         step(LOAD, 0, 0), // the number is what `seccomp_data` begins with
         step(EQUAL, 2, CLONE3),
-        step(AT_LEAST, 1, X32),
+        step(AT_LEAST, 2, X32),
         step(ANSWER, 0, libc::SECCOMP_RET_ALLOW),
-        step(ANSWER, 0, LACKING),
+        step(ANSWER, 0, error(libc::ENOSYS)),
+        step(ANSWER, 0, error(libc::EPERM)),
     ]
 }
