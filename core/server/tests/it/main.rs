@@ -9,6 +9,7 @@ mod backends;
 mod clients;
 mod command_line;
 mod exchanges;
+mod isolation;
 mod matrix;
 mod migration;
 mod outages;
