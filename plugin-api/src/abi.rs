@@ -1,21 +1,43 @@
 //! The C table: what crosses the boundary between host and plugin, whatever the plugin is written in.
 //!
-//! Rules, for both sides:
+//! These are the rules for both sides. `include/keystead_plugin.h` is made of this module, words and numbers.
 //!
-//! - Every struct starts with its own `size` in bytes; a member beyond `size` isn't there. Arrays of structs are walked
-//!   by the `size` of their first element.
-//! - Text is UTF-8 without a terminating NUL. A [`Bytes`] with `len` 0 may have any `ptr`.
-//! - Memory belongs to whoever allocated it and is valid until the call returns, unless a member says otherwise. What
-//!   is to be kept is copied. Buffers to be filled belong to the caller: the callee writes at most `capacity` bytes
-//!   and sets `len`; where more is needed it sets `len` to that number and answers [`Code::BufferTooSmall`].
-//! - Functions return 0, or the number of a [`Code`]; what is known beside it goes into the [`Report`].
-//! - No unwinding, `longjmp` or exception crosses the boundary.
-//! - The host calls from many threads. Calls with the same lane number never overlap; calls with
-//!   [`LANE_INLINE`] may overlap with anything.
-//! - Host functions may be called from any thread, from `open` until the process ends; the [`HostTable`] lives that long.
+//! # A life
 //!
-//! [`Code`]: crate::Code
-//! [`Code::BufferTooSmall`]: crate::Code::BufferTooSmall
+//! Loading a library does nothing: no thread, no I/O. The host asks its entry point ([`EntryPoint`]) for the table,
+//! calls `describe`, checks the store's configuration against the schema it finds there, and then calls `open`, once for
+//! each store. `keys` lists what the store holds, `sign` and `decrypt` use it, `health` comes every 30 s, `close` ends
+//! it. A plugin may have many stores at once. Nothing is ever unloaded.
+//!
+//! # Memory
+//!
+//! Every struct starts with its own `size` in bytes, which its maker sets; a member beyond `size` isn't there. Arrays of
+//! structs are walked by the `size` of their first element. Text is UTF-8 without a terminating NUL.
+//!
+//! Memory belongs to whoever allocated it, and is valid until the call returns unless its description says otherwise.
+//! What is to be kept is copied; nobody frees what the other side allocated. Buffers to be filled belong to the caller:
+//! the callee writes at most `capacity` bytes and sets `len`; where more is needed it sets `len` to that number, writes
+//! nothing, and answers [`Code::BufferTooSmall`]. Pointers are never NULL, except where it is said.
+//!
+//! # Errors
+//!
+//! A function that returns a number returns 0 when all went well, else the number of a [`Code`]; what is known beside
+//! it goes into the [`Report`]. Nothing that is reported, logged or listed may hold a secret. No exception, unwinding or
+//! `longjmp` crosses the boundary, in either direction.
+//!
+//! # Threads
+//!
+//! The host calls from many threads, and a thread is nobody's own. Each function says when it may be called:
+//!
+//! - `[any thread]`: at any time, from any thread, also overlapping itself.
+//! - `[open]`: once for each store, before any other call to it. Several stores may be opened at once.
+//! - `[lane]`: on the lane that the [`Context`] names. Calls with the same number never overlap, so what a lane owns (a
+//!   session, a connection) needs no lock. Lanes are numbered from 0; `lanes_max` limits them. Calls on [`LANE_INLINE`]
+//!   may overlap with anything, and must neither block nor take long.
+//! - `[housekeeping lane]`: as `[lane]`, on [`LANE_HOUSEKEEPING`]; it overlaps with the other lanes.
+//! - `[close]`: once, last. No call to the store starts after it, but some may still be on their way, or hang.
+//!
+//! A plugin may have threads of its own.
 
 use std::ffi::c_void;
 
@@ -25,56 +47,97 @@ use abi_stable::{
 };
 
 use crate::Error;
+#[cfg(doc)]
+use crate::{Algorithm, Code};
 
 /// The draft of this contract. Host and plugin must agree on it exactly until 1.0 is frozen.
 pub const DRAFT: u32 = 2;
 
-/// The lane of calls to keys of class `inline`, which may overlap with anything.
-pub const LANE_INLINE: u32 = u32::MAX;
+/// The lane of calls to keys of class [`CALL_INLINE`], which may overlap with anything.
+pub const LANE_INLINE: u32 = 0xffff_ffff;
 
 /// The lane of `keys` and `health`.
-pub const LANE_HOUSEKEEPING: u32 = u32::MAX - 1;
+pub const LANE_HOUSEKEEPING: u32 = 0xffff_fffe;
+
+/// `nanos_left` of a call without a deadline.
+pub const NO_DEADLINE: u64 = 0xffff_ffff_ffff_ffff;
 
 /// The longest key id, in bytes.
 pub const KEY_ID_MAX: usize = 255;
 
-/// Borrowed bytes.
+/// `isolation` of a plugin that is fine in the server's own process.
+pub const ISOLATION_INLINE: u32 = 0;
+
+/// `isolation` of a plugin that is better run in a process of its own, because its libraries may crash or fork.
+pub const ISOLATION_PROCESS: u32 = 1;
+
+/// `call_class` of a key that is used by a short computation (at most some 200 microseconds of CPU, no waiting): called
+/// on [`LANE_INLINE`].
+pub const CALL_INLINE: u32 = 0;
+
+/// `call_class` of a key whose use may wait for a device or a network: called on numbered lanes.
+pub const CALL_BLOCKING: u32 = 1;
+
+/// `severity` of a finding: it works, but.
+pub const SEVERITY_WARNING: u32 = 0;
+
+/// `severity` of a finding: this entry isn't served.
+pub const SEVERITY_ERROR: u32 = 1;
+
+/// `level` of an event: somebody must act.
+pub const LOG_ERROR: u32 = 1;
+
+/// `level` of an event: something is not as it should be.
+pub const LOG_WARN: u32 = 2;
+
+/// `level` of an event: of interest in ordinary operation, and rare.
+pub const LOG_INFO: u32 = 3;
+
+/// `level` of an event: for whoever looks for a fault.
+pub const LOG_DEBUG: u32 = 4;
+
+/// `level` of an event: each step.
+pub const LOG_TRACE: u32 = 5;
+
+/// Borrowed bytes. Whoever receives them may read them until the call returns, and copies what it keeps.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct Bytes {
-    /// The first byte; anything where `len` is 0.
+    /// The first byte; anything, also NULL, where `len` is 0.
     pub ptr: *const u8,
     /// How many bytes.
     pub len: usize,
 }
 
-/// A caller's buffer to be filled.
+/// A buffer to be filled. It belongs to the caller; the callee writes to it until the call returns, and not later.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct Buffer {
-    /// The first byte.
+    /// The first byte; anything, also NULL, where `capacity` is 0.
     pub ptr: *mut u8,
-    /// How many bytes fit.
+    /// How many bytes fit. Set by the caller.
     pub capacity: usize,
-    /// How many bytes were written, or are needed.
+    /// How many bytes were written; with [`Code::BufferTooSmall`], how many are needed. Set by the callee.
     pub len: usize,
 }
 
-/// What the host says with each call.
+/// What the host says with each call. Belongs to the host; valid until the call returns.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct Context {
     /// Size of this struct in bytes.
     pub size: u32,
-    /// The lane; see the rules above.
+    /// The lane: a number from 0 on, [`LANE_INLINE`] or [`LANE_HOUSEKEEPING`].
     pub lane: u32,
-    /// Nanoseconds left until nobody waits for the answer any more; `u64::MAX` where there is no deadline.
+    /// Nanoseconds left until nobody waits for the answer any more, or [`NO_DEADLINE`]. Who can't answer in time answers
+    /// [`Code::Deadline`]; an answer that comes late is thrown away.
     pub nanos_left: u64,
     /// The request's id, for logs; may be empty.
     pub request_id: Bytes,
 }
 
-/// What a failing function says beside its code. The host sets `size` and the buffers.
+/// What a failing function says beside its code. Belongs to the host, which sets `size` and the buffers and leaves the
+/// rest zero; valid until the call returns, and NULL where the host doesn't want one. Text that doesn't fit is cut.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct Report {
@@ -84,29 +147,32 @@ pub struct Report {
     pub vendor_code: u64,
     /// Milliseconds after which trying again makes sense; 0 where nothing is known.
     pub retry_after_ms: u64,
-    /// The vendor's name of that code (`CKR_PIN_INCORRECT`, `HTTP`).
+    /// The vendor's name of that code (`CKR_PIN_INCORRECT`, `HTTP`); the host offers 64 bytes.
     pub vendor_name: Buffer,
-    /// One sentence for the operator, without secrets.
+    /// One sentence for the operator, without secrets: what, where, what to do next; the host offers 1,024 bytes.
     pub message: Buffer,
 }
 
-/// What a plugin is. Static: the host may read it at any time.
+/// What a plugin is. Static: the host may read it at any time until the process ends.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct DescriptionTable {
     /// Size of this struct in bytes.
     pub size: u32,
-    /// Preferred isolation: 0 inline, 1 process.
+    /// Preferred isolation: [`ISOLATION_INLINE`] or [`ISOLATION_PROCESS`].
     pub isolation: u32,
     /// The most lanes one store can use; 0 where there is no limit.
     pub lanes_max: u32,
-    /// Short name, the `NAME` of `libkeystead_plugin_NAME.so`.
+    /// Short name, the NAME of `libkeystead_plugin_NAME.so`: 1 to 64 lower-case letters, digits, hyphens, underscores.
     pub name: Bytes,
-    /// The plugin's own version.
+    /// The plugin's own version, 1 to 64 bytes.
     pub version: Bytes,
-    /// Who made it.
+    /// Who made it, 1 to 64 bytes.
     pub vendor: Bytes,
-    /// JSON Schema of its `config`; secrets are marked `"writeOnly": true`.
+    /// JSON Schema (2020-12) of the store's `config`, at most 1 MiB; secrets are marked `"writeOnly": true`. The host
+    /// refuses a configuration that doesn't fit before `open` is called, and names the member: a plugin needs no checks
+    /// of its own for `type`, `enum`, `required`, `properties`, `additionalProperties`, `items`, `minItems`, `maxItems`,
+    /// `uniqueItems`, `minLength`, `maxLength`, `minimum` and `maximum`. Further keywords are the plugin's to enforce.
     pub schema: Bytes,
 }
 
@@ -116,15 +182,15 @@ pub struct DescriptionTable {
 pub struct KeyEntry {
     /// Size of this struct in bytes.
     pub size: u32,
-    /// 0 inline: short, pure CPU, callable on any thread at any time; 1 blocking: called on lanes.
+    /// [`CALL_INLINE`] or [`CALL_BLOCKING`].
     pub call_class: u32,
-    /// Opaque id, 1 to 255 bytes; the same after re-opening and restarting.
+    /// Opaque id, 1 to [`KEY_ID_MAX`] bytes, unique in the store; the same after re-opening and restarting.
     pub id: Bytes,
     /// DER SubjectPublicKeyInfo (RFC 5280 section 4.1).
     pub spki: Bytes,
-    /// What the operator calls it; may be empty.
+    /// What the operator calls it, at most 256 bytes; may be empty.
     pub label: Bytes,
-    /// Numbers of the algorithms that this key can really do.
+    /// Numbers of the [`Algorithm`]s that this key can really do, each once.
     pub algorithms: *const u32,
     /// How many.
     pub algorithms_len: usize,
@@ -136,9 +202,9 @@ pub struct KeyEntry {
 pub struct FindingEntry {
     /// Size of this struct in bytes.
     pub size: u32,
-    /// 0 warning: it works, but; 1 error: this entry isn't served.
+    /// [`SEVERITY_WARNING`] or [`SEVERITY_ERROR`].
     pub severity: u32,
-    /// Number of the [`Code`](crate::Code) that fits best.
+    /// Number of the [`Code`] that fits best.
     pub code: u32,
     /// What it is about: a path, an entry of the configuration. Never a secret.
     pub subject: Bytes,
@@ -148,26 +214,27 @@ pub struct FindingEntry {
     pub hint: Bytes,
 }
 
-/// One page of a listing. The arrays stay valid until the next call of `keys` or `close` on the same store; the host
-/// never makes two of those at once.
+/// One page of a listing. The struct belongs to the host. The arrays, and what they point to, belong to the plugin and
+/// stay valid and unchanged until the next call of `keys` or `close` on the same store; the host never makes two of
+/// those at once.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct KeyPage {
     /// Size of this struct in bytes.
     pub size: u32,
-    /// The cursor of the next page; 0 after the last.
+    /// The cursor of the next page, of the plugin's choice; 0 after the last.
     pub next: u64,
-    /// The keys of this page.
+    /// The keys of this page; anything, also NULL, where `keys_len` is 0.
     pub keys: *const KeyEntry,
     /// How many.
     pub keys_len: usize,
-    /// The findings of this page.
+    /// The findings of this page; anything, also NULL, where `findings_len` is 0.
     pub findings: *const FindingEntry,
     /// How many.
     pub findings_len: usize,
 }
 
-/// What `health` answers.
+/// What `health` answers. Belongs to the host; valid until the call returns.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct HealthReport {
@@ -177,13 +244,13 @@ pub struct HealthReport {
     pub generation: u64,
 }
 
-/// One log event.
+/// One log event. Belongs to the plugin; the host copies what it keeps.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct LogRecord {
     /// Size of this struct in bytes.
     pub size: u32,
-    /// 1 error, 2 warn, 3 info, 4 debug, 5 trace.
+    /// [`LOG_ERROR`] to [`LOG_TRACE`].
     pub level: u32,
     /// Module or component.
     pub target: Bytes,
@@ -195,7 +262,8 @@ pub struct LogRecord {
     pub request_id: Bytes,
 }
 
-/// What the host offers to one store. Lives until the process ends.
+/// What the host offers to one store. Belongs to the host, and lives until the process ends: the pointer may be kept,
+/// and the functions called, from `open` on, even after `close`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct HostTable {
@@ -203,20 +271,24 @@ pub struct HostTable {
     pub size: u32,
     /// The host's [`DRAFT`].
     pub draft: u32,
-    /// To be passed back with every call.
+    /// The host's own, to be passed back with every call.
     pub context: *mut c_void,
-    /// 1 where events of a level are wanted, else 0.
+    /// `[any thread]` 1 where events of a level are wanted, else 0: ask before putting together what is costly.
     pub log_enabled: unsafe extern "C" fn(context: *mut c_void, level: u32) -> u32,
-    /// Takes one event.
+    /// `[any thread]` Takes one event into the server's log, with plugin and store. Never fails.
     pub log: unsafe extern "C" fn(context: *mut c_void, record: *const LogRecord),
-    /// The store's `config`: the whole as JSON for an empty path, else the value at a JSON Pointer (RFC 6901), a
-    /// string without its quotes. [`Code::NotFound`](crate::Code::NotFound) where there is none.
+    /// `[any thread]` The value of the store's configuration at a JSON Pointer (RFC 6901), as JSON text, a string
+    /// without its quotes: `/server/port`, `/keys/0`, `/keys/1`. The empty path is the whole. [`Code::NotFound`] where
+    /// there is none: of a member that was left out, behind the end of an array, after `close`.
     pub config: unsafe extern "C" fn(context: *mut c_void, path: Bytes, out: *mut Buffer) -> u32,
-    /// The value of a secret named in the store's `secrets`, read afresh.
+    /// `[any thread]` The value of a secret named in the store's `secrets`, read afresh: ask when it is needed, and zero
+    /// the buffer after use. [`Code::NotFound`] where no secret has the name, [`Code::Unavailable`] where its source
+    /// can't be read. May block: not on [`LANE_INLINE`].
     pub secret: unsafe extern "C" fn(context: *mut c_void, name: Bytes, out: *mut Buffer) -> u32,
-    /// Tells the host to list the keys again.
+    /// `[any thread]` Tells the host to list the keys again. Returns at once; the listing comes later.
     pub keys_changed: unsafe extern "C" fn(context: *mut c_void),
-    /// A further interface of the host by name, or NULL.
+    /// `[any thread]` A further interface of the host by name, or NULL. What it is follows from the name; it lives until
+    /// the process ends.
     pub extension: unsafe extern "C" fn(context: *mut c_void, name: Bytes) -> *const c_void,
 }
 
@@ -225,35 +297,36 @@ pub const CREDENTIALS_EXTENSION: &str = "keystead.credentials/1";
 
 /// The host's memory of refused credentials. A plugin asks before it presents a secret, and tells what came of it, so
 /// that no token sees the same wrong PIN twice, whichever store or restart it comes from. Where the plugin's process dies
-/// in between, the secret counts as refused.
+/// in between, the secret counts as refused. `token` is whatever the plugin knows the token by, the same each time.
+/// Belongs to the host, and lives until the process ends.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct CredentialsTable {
     /// Size of this struct in bytes.
     pub size: u32,
-    /// 1 where this token has refused this secret before, else 0. `context` is the host table's.
+    /// `[any thread]` 1 where this token has refused this secret before, else 0. `context` is the host table's.
     pub refused: unsafe extern "C" fn(context: *mut c_void, token: Bytes, secret: Bytes) -> u32,
-    /// Remembers that this token refused this secret. The host keeps only a keyed hash.
+    /// `[any thread]` Remembers that this token refused this secret. The host keeps only a keyed hash.
     pub report: unsafe extern "C" fn(context: *mut c_void, token: Bytes, secret: Bytes),
-    /// Notes that this token accepted this secret.
+    /// `[any thread]` Notes that this token accepted this secret.
     pub accepted: unsafe extern "C" fn(context: *mut c_void, token: Bytes, secret: Bytes),
 }
 
 /// Name of the plugin extension [`IsolationTable`].
 pub const ISOLATION_EXTENSION: &str = "keystead.isolation/1";
 
-/// Which stores of a plugin belong into one process, where it runs in processes of its own.
+/// Which stores of a plugin belong into one process, where it runs in processes of its own. Static and constant.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct IsolationTable {
     /// Size of this struct in bytes.
     pub size: u32,
-    /// Names the group of a store by its configuration, a JSON object, before any store is open: stores with the same
-    /// name share a process. Opens nothing. [`Code::NotFound`](crate::Code::NotFound) for the plugin's common group.
+    /// `[any thread]` Names the group of a store by its configuration, a JSON object, before any store is open: stores
+    /// with the same name share a process. Opens nothing. [`Code::NotFound`] for the plugin's common group.
     pub group: unsafe extern "C" fn(config: Bytes, out: *mut Buffer) -> u32,
 }
 
-/// What a plugin offers: the one table of the contract.
+/// What a plugin offers: the one table of the contract. Static and constant; no function is NULL.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct BackendTable {
@@ -261,14 +334,18 @@ pub struct BackendTable {
     pub size: u32,
     /// The plugin's [`DRAFT`].
     pub draft: u32,
-    /// What the plugin is.
+    /// `[any thread]` What the plugin is: always the same static struct. Does nothing else.
     pub describe: unsafe extern "C" fn() -> *const DescriptionTable,
-    /// Opens a store and sets `store`. `host` lives until the process ends.
+    /// `[open]` Opens a store and sets `store` to a pointer of the plugin's own, which comes back with every call. `host`
+    /// lives until the process ends and may be kept. On failure, nothing stays behind: the host tries again later, with
+    /// a new call. [`Code::Credentials`] where a PIN or passphrase was refused, which is not tried again with the same.
     pub open:
         unsafe extern "C" fn(host: *const HostTable, store: *mut *mut c_void, report: *mut Report) -> u32,
-    /// Closes a store, within `grace` nanoseconds; no call starts after it, but some may still hang in it.
+    /// `[close]` Closes a store within `grace` nanoseconds: logs out, and zeroes secrets. Calls that are still going on
+    /// may end with [`Code::Unavailable`], and must find the memory they use.
     pub close: unsafe extern "C" fn(store: *mut c_void, grace: u64, report: *mut Report) -> u32,
-    /// One page of the keys. Cursor 0 takes a new, consistent listing; other cursors come from the page before.
+    /// `[housekeeping lane]` One page of the keys. Cursor 0 takes a new, consistent listing; other cursors come from the
+    /// page before. An entry that can't be used is a finding, not a failure: the rest is served.
     pub keys: unsafe extern "C" fn(
         store: *mut c_void,
         context: *const Context,
@@ -276,7 +353,9 @@ pub struct BackendTable {
         page: *mut KeyPage,
         report: *mut Report,
     ) -> u32,
-    /// Signs `input` with a key by an algorithm of the registry, into the host's buffer.
+    /// `[lane]` Signs `input` with a key by an [`Algorithm`] into the host's buffer. What `input` is, and its length,
+    /// follows from the algorithm. [`Code::NotFound`] for an id that no key has, [`Code::Unsupported`] for an algorithm
+    /// that the key hasn't listed, [`Code::InvalidInput`] for an input of the wrong length.
     pub sign: unsafe extern "C" fn(
         store: *mut c_void,
         context: *const Context,
@@ -286,7 +365,7 @@ pub struct BackendTable {
         out: *mut Buffer,
         report: *mut Report,
     ) -> u32,
-    /// Decrypts likewise.
+    /// `[lane]` Decrypts likewise. The plaintext is a secret.
     pub decrypt: unsafe extern "C" fn(
         store: *mut c_void,
         context: *const Context,
@@ -296,16 +375,24 @@ pub struct BackendTable {
         out: *mut Buffer,
         report: *mut Report,
     ) -> u32,
-    /// Called every 30 s on a lane of its own; the place for keep-alives.
+    /// `[housekeeping lane]` Whether the store works, asked every 30 s; the place for keep-alives.
     pub health: unsafe extern "C" fn(
         store: *mut c_void,
         context: *const Context,
         health: *mut HealthReport,
         report: *mut Report,
     ) -> u32,
-    /// A further interface of the plugin by name, or NULL.
+    /// `[any thread]` A further interface of the plugin by name, or NULL: none are defined yet.
     pub extension: unsafe extern "C" fn(name: Bytes) -> *const c_void,
 }
+
+/// `[any thread]` The one symbol that a plugin in C exports, called [`ENTRY_POINT`]. The host passes the draft it
+/// speaks; the plugin answers its static table of that draft, or NULL where it doesn't speak it, so that a host can ask
+/// for what it knows from the newest to the oldest. Does nothing else.
+pub type EntryPoint = unsafe extern "C" fn(draft: u32) -> *const BackendTable;
+
+/// Name of the entry point of a plugin in C. A plugin in Rust exports a header of `abi_stable` in its place.
+pub const ENTRY_POINT: &str = "keystead_plugin";
 
 /// The root of a Rust plugin: its layout is checked when the library is loaded, before the table is used.
 #[repr(C)]

@@ -39,12 +39,12 @@ pub enum Family {
 }
 
 macro_rules! algorithms {
-    ($($(#[$doc:meta])* $variant:ident = $number:literal, $name:literal, $family:ident, $operation:ident, $input:expr;)*) => {
+    ($($(#[doc = $doc:literal])* $variant:ident = $number:literal, $name:literal, $family:ident, $operation:ident, $input:expr;)*) => {
         /// One algorithm of the registry.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[non_exhaustive]
         #[repr(u32)]
-        pub enum Algorithm { $($(#[$doc])* $variant = $number),* }
+        pub enum Algorithm { $($(#[doc = $doc])* $variant = $number),* }
 
         impl Algorithm {
             /// Every algorithm of the registry, in the order of their numbers.
@@ -71,6 +71,13 @@ macro_rules! algorithms {
             /// What it takes as input.
             #[must_use]
             pub const fn input(self) -> Input { match self { $(Self::$variant => $input),* } }
+
+            /// What is documented here, for the C header.
+            #[doc(hidden)]
+            #[must_use]
+            pub const fn documentation(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),*)),* }
+            }
         }
     };
 }

@@ -3,14 +3,17 @@
 use std::{fmt, time::Duration};
 
 macro_rules! codes {
-    ($($(#[$doc:meta])* $variant:ident = $number:literal, $name:literal;)*) => {
+    ($($(#[doc = $doc:literal])* $variant:ident = $number:literal, $name:literal;)*) => {
         /// The class of an error.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         #[repr(u32)]
-        pub enum Code { $($(#[$doc])* $variant = $number),* }
+        pub enum Code { $($(#[doc = $doc])* $variant = $number),* }
 
         impl Code {
+            /// Every class, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
             /// The class of a number; unknown numbers count as [`Code::Internal`].
             #[must_use]
             pub const fn from_number(number: u32) -> Self {
@@ -20,6 +23,13 @@ macro_rules! codes {
             /// The name used in logs and output.
             #[must_use]
             pub const fn name(self) -> &'static str { match self { $(Self::$variant => $name),* } }
+
+            /// What is documented here, for the C header.
+            #[doc(hidden)]
+            #[must_use]
+            pub const fn documentation(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),*)),* }
+            }
         }
     };
 }

@@ -22,9 +22,10 @@ use crate::{
     Algorithm, Backend, Call, CallClass, Code, Description, Error, Health, Host, Isolation, Lane, Listing,
     Output, Severity,
     abi::{
-        BackendTable, Buffer, Bytes, Context, DRAFT, DescriptionTable, FindingEntry, HealthReport, HostTable,
-        ISOLATION_EXTENSION, IsolationTable, KeyEntry, KeyPage, LANE_HOUSEKEEPING, LANE_INLINE, Report, Root,
-        RootRef, struct_size,
+        BackendTable, Buffer, Bytes, CALL_BLOCKING, CALL_INLINE, Context, DRAFT, DescriptionTable,
+        FindingEntry, HealthReport, HostTable, ISOLATION_EXTENSION, ISOLATION_INLINE, ISOLATION_PROCESS,
+        IsolationTable, KeyEntry, KeyPage, LANE_HOUSEKEEPING, LANE_INLINE, NO_DEADLINE, Report, Root,
+        RootRef, SEVERITY_ERROR, SEVERITY_WARNING, struct_size,
     },
     algorithm::Operation,
     forward,
@@ -135,8 +136,8 @@ const fn description(description: &Description) -> DescriptionTable {
     DescriptionTable {
         size: struct_size::<DescriptionTable>(),
         isolation: match description.isolation {
-            Isolation::Inline => 0,
-            Isolation::Process => 1,
+            Isolation::Inline => ISOLATION_INLINE,
+            Isolation::Process => ISOLATION_PROCESS,
         },
         lanes_max: match description.lanes_max {
             Some(lanes) => lanes,
@@ -363,7 +364,7 @@ fn call(context: &Context) -> Call<'_> {
     // SAFETY: the host keeps the request id valid through the call, which the lifetime of `context` stands for.
     let id = unsafe { context.request_id.as_slice() };
     Call {
-        deadline: (context.nanos_left != u64::MAX)
+        deadline: (context.nanos_left != NO_DEADLINE)
             .then(|| Instant::now().checked_add(Duration::from_nanos(context.nanos_left)))
             .flatten(),
         lane: match context.lane {
@@ -423,8 +424,8 @@ fn key_entry(key: &crate::Key, numbers: &[u32]) -> KeyEntry {
     KeyEntry {
         size: struct_size::<KeyEntry>(),
         call_class: match key.call_class {
-            CallClass::Inline => 0,
-            CallClass::Blocking => 1,
+            CallClass::Inline => CALL_INLINE,
+            CallClass::Blocking => CALL_BLOCKING,
         },
         id: Bytes::new(&key.id),
         spki: Bytes::new(&key.spki),
@@ -438,8 +439,8 @@ fn finding_entry(finding: &crate::Finding) -> FindingEntry {
     FindingEntry {
         size: struct_size::<FindingEntry>(),
         severity: match finding.severity {
-            Severity::Warning => 0,
-            Severity::Error => 1,
+            Severity::Warning => SEVERITY_WARNING,
+            Severity::Error => SEVERITY_ERROR,
         },
         code: finding.error.code as u32,
         subject: Bytes::new(finding.subject.as_bytes()),

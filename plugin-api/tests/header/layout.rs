@@ -1,0 +1,41 @@
+//! Sizes and offsets: Rust's numbers, which the header makes the C compiler compare with its own.
+
+use std::mem::offset_of;
+
+use keystead_plugin_api::abi::{
+    BackendTable, Buffer, Bytes, Context, CredentialsTable, DescriptionTable, FindingEntry, HealthReport,
+    HostTable, KeyEntry, KeyPage, LogRecord, Report,
+};
+
+/// The layout of each struct, as assertions in C.
+pub(crate) fn assertions() -> String {
+    let structs = [
+        layout!(Bytes "bytes": ptr, len),
+        layout!(Buffer "buffer": ptr, capacity, len),
+        layout!(Context "context": size, lane, nanos_left, request_id),
+        layout!(Report "report": size, vendor_code, retry_after_ms, vendor_name, message),
+        layout!(DescriptionTable "description": size, isolation, lanes_max, name, version, vendor, schema),
+        layout!(KeyEntry "key": size, call_class, id, spki, label, algorithms, algorithms_len),
+        layout!(FindingEntry "finding": size, severity, code, subject, message, hint),
+        layout!(KeyPage "page": size, next, keys, keys_len, findings, findings_len),
+        layout!(HealthReport "health": size, generation),
+        layout!(LogRecord "log_record": size, level, target, message, fields, request_id),
+        layout!(HostTable "host": size, draft, context, log_enabled, log, config, secret, keys_changed, extension),
+        layout!(CredentialsTable "credentials": size, refused, report),
+        layout!(BackendTable "backend": size, draft, describe, open, close, keys, sign, decrypt, health, extension),
+    ];
+    structs.concat()
+}
+
+macro_rules! layout {
+    ($rust:ident $c:literal: $($field:ident),+) => {{
+        // Doesn't compile where a member is missing here.
+        let _all_of_them = |$rust { $($field: _),+ }: $rust| ();
+        let size = format!("KEYSTEAD_ASSERT(sizeof(keystead_{}) == {});\n", $c, size_of::<$rust>());
+        let offset = |field: &str, offset: usize| {
+            format!("KEYSTEAD_ASSERT(offsetof(keystead_{}, {field}) == {offset});\n", $c)
+        };
+        [size, $(offset(stringify!($field), offset_of!($rust, $field))),+].concat()
+    }};
+}
+use layout;
