@@ -56,13 +56,16 @@
 //! - [`host`]: what it gets from the host: configuration, secrets, the memory of refused credentials;
 //! - [`algorithm`]: the open registry of algorithms;
 //! - [`error`]: what went wrong, by class, with the vendor's own code;
-//! - [`abi`]: the C table and its rules, for the host and for plugins that aren't in Rust;
+//! - [`abi`]: the C table and its rules, for the host and for plugins that aren't in Rust; theirs is the header
+//!   `include/keystead_plugin.h`, which is made of it;
+//! - [`schema`]: what the host checks of a store's configuration, so that a plugin needn't;
 //! - [`kit`]: the trampolines between the two, panic containment and log forwarding;
 //! - [`conformance`]: the cases every plugin passes (feature `conformance`).
 //!
 //! # A life
 //!
-//! Loading does nothing: no thread, no I/O. The host calls `describe`, then `open` once for every store; `keys` lists
+//! Loading does nothing: no thread, no I/O. The host calls `describe`, checks the store's configuration by the schema
+//! it finds there, then calls `open`, once for every store; `keys` lists
 //! what a store holds; `sign` and `decrypt` come on *lanes*, and calls on one lane never overlap; `health` comes every
 //! 30 s on a lane of its own; `close` ends a store and may come while calls still hang. Nothing is ever unloaded.
 //!
@@ -79,6 +82,7 @@ pub mod error;
 mod forward;
 pub mod host;
 pub mod kit;
+pub mod schema;
 
 pub use algorithm::{Algorithm, Input};
 pub use backend::{

@@ -16,7 +16,7 @@ use abi_stable::library::{
     AbiHeaderRef, LibraryError, ROOT_MODULE_LOADER_NAME, ROOT_MODULE_LOADER_NAME_WITH_NUL,
 };
 use aws_lc_rs::digest;
-use keystead_plugin_api::abi::{BackendTable, DRAFT, RootRef, struct_size};
+use keystead_plugin_api::abi::{BackendTable, DRAFT, ENTRY_POINT, EntryPoint, RootRef, struct_size};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use object::{FileKind, Object, ObjectSymbol, read::elf::ElfFile64};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
@@ -45,6 +45,16 @@ pub(crate) struct Checked {
     file: File,
     path: PathBuf,
     sha256: [u8; 32],
+    door: Door,
+}
+
+/// How a library hands out its table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Door {
+    /// By abi_stable's header, which describes the table's layout: a plugin in Rust.
+    Rust,
+    /// By a function of the contract: a plugin in C.
+    C,
 }
 
 /// A library whose code has run. What becomes of it is final: it can't be unloaded and loaded again.
@@ -52,6 +62,7 @@ pub(crate) struct Mapped {
     library: Library,
     path: PathBuf,
     sha256: [u8; 32],
+    door: Door,
 }
 
 impl Opened {
@@ -95,9 +106,9 @@ impl Opened {
         })?;
         let sha256 = sha256(&content);
         pinned(&self.path, &sha256, pin)?;
-        exports_entry_point(&content)
-            .map_err(|what| Failure::invalid(format!("{} {what}", self.path.display())))?;
-        Ok(Checked { file: self.file, path: self.path, sha256 })
+        let door =
+            door(&content).map_err(|what| Failure::invalid(format!("{} {what}", self.path.display())))?;
+        Ok(Checked { file: self.file, path: self.path, sha256, door })
     }
 }
 
@@ -114,19 +125,19 @@ impl Checked {
             refuse(&self.path, &tame(error.as_bytes(), 200))
         })?;
         mem::forget(self.file);
-        Ok(Mapped { library, path: self.path, sha256: self.sha256 })
+        Ok(Mapped { library, path: self.path, sha256: self.sha256, door: self.door })
     }
 }
 
 impl Mapped {
-    /// Checks the layout of the library's table and its draft, and asks what it is.
+    /// Checks the library's table and its draft, and asks what it is.
     pub(crate) fn examine(self) -> Result<Plugin, Failure> {
-        // SAFETY: the symbol, which was seen in the file, is abi_stable's header by its name; the next call checks
-        // that it really is one of a version it knows.
-        let header = unsafe { self.library.get::<AbiHeaderRef>(ROOT_MODULE_LOADER_NAME_WITH_NUL.as_bytes()) };
-        let header = *header.map_err(|error| refuse(&self.path, &error.to_string()))?;
+        let table = match self.door {
+            Door::Rust => rust_table(&self.library),
+            Door::C => c_table(&self.library),
+        };
         mem::forget(self.library);
-        let table = table(header).map_err(|what| refuse(&self.path, &what))?;
+        let table = table.map_err(|what| refuse(&self.path, &what))?;
         let description = native::describe(table).map_err(|what| refuse(&self.path, &what))?;
         Ok(Plugin { description, table, sha256: self.sha256 })
     }
@@ -146,28 +157,81 @@ fn refuse(path: &Path, what: &str) -> Failure {
     Failure::invalid(format!("{} can't be loaded: {what}", path.display()))
 }
 
-/// The table, once its layout, size and draft are known to be those of this host.
-fn table(header: AbiHeaderRef) -> Result<&'static BackendTable, String> {
+/// The table of a plugin in Rust, once its layout, draft and size are known to be those of this host.
+fn rust_table(library: &Library) -> Result<&'static BackendTable, String> {
+    // SAFETY: the symbol, which was seen in the file, is abi_stable's header by its name; the next call checks that it
+    // really is one of a version it knows.
+    let header = unsafe { library.get::<AbiHeaderRef>(ROOT_MODULE_LOADER_NAME_WITH_NUL.as_bytes()) };
+    let header = *header.map_err(|error| error.to_string())?;
     let root = header
         .upgrade()
         .and_then(abi_stable::library::LibHeader::init_root_module::<RootRef>)
         .map_err(|error| mismatch(&error))?;
     let table = root.backend();
-    if table.draft != DRAFT {
-        return Err(format!(
-            "it was built for draft {} of the plugin contract, and this server speaks draft {DRAFT}; build it against \
-             this server's keystead-plugin-api",
-            table.draft
-        ));
-    }
-    if table.size < struct_size::<BackendTable>() {
-        return Err(format!(
-            "its table has {} bytes, expected {}",
-            table.size,
-            struct_size::<BackendTable>()
-        ));
-    }
+    speaks(table.draft)?;
+    has_size(table.size)?;
     Ok(table)
+}
+
+/// The table of a plugin in C. Nobody has checked its layout, so all that can be checked is before it is believed.
+fn c_table(library: &Library) -> Result<&'static BackendTable, String> {
+    // SAFETY: the symbol, which was seen in the file, is the entry point of the contract by its name.
+    let entry_point = unsafe { library.get::<EntryPoint>(ENTRY_POINT.as_bytes()) };
+    let entry_point = *entry_point.map_err(|error| error.to_string())?;
+    // SAFETY: an entry point may be called at any time, with any number.
+    let table = unsafe { entry_point(DRAFT) };
+    if table.is_null() {
+        return Err(format!(
+            "it doesn't speak draft {DRAFT} of the plugin contract, which is this server's; build it against this \
+             server's keystead_plugin.h"
+        ));
+    }
+    if !table.is_aligned() {
+        return Err("its table is not aligned".to_owned());
+    }
+    // SAFETY: a table of any draft begins with its size and draft, and is static; neither is a reference yet.
+    let (size, draft) = unsafe { ((&raw const (*table).size).read(), (&raw const (*table).draft).read()) };
+    speaks(draft)?;
+    has_size(size)?;
+    // SAFETY: the table is as large as the struct, aligned and static, and `has_functions` looks for NULL first.
+    unsafe {
+        has_functions(table)?;
+        Ok(&*table)
+    }
+}
+
+fn speaks(draft: u32) -> Result<(), String> {
+    if draft == DRAFT {
+        return Ok(());
+    }
+    Err(format!(
+        "it was built for draft {draft} of the plugin contract, and this server speaks draft {DRAFT}; build it against \
+         this server's keystead-plugin-api"
+    ))
+}
+
+fn has_size(size: u32) -> Result<(), String> {
+    let expected = struct_size::<BackendTable>();
+    if size >= expected { Ok(()) } else { Err(format!("its table has {size} bytes, expected {expected}")) }
+}
+
+/// No function may be NULL, which for a reference to the table would be undefined behaviour already.
+///
+/// # Safety
+///
+/// `table` points to readable memory of the struct's size and alignment.
+unsafe fn has_functions(table: *const BackendTable) -> Result<(), String> {
+    macro_rules! check {
+        ($($function:ident),+) => {$(
+            // SAFETY: promised by the caller; whatever the bits are, they are a number.
+            let bits = unsafe { (&raw const (*table).$function).cast::<usize>().read() };
+            if bits == 0 {
+                return Err(concat!("the function `", stringify!($function), "` of its table is NULL").to_owned());
+            }
+        )+};
+    }
+    check!(describe, open, close, keys, sign, decrypt, health, extension);
+    Ok(())
 }
 
 /// One line; the full comparison of the layouts, 20 kB of it, goes to the debug log.
@@ -241,7 +305,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn exports_entry_point(content: &[u8]) -> Result<(), String> {
+/// Looks at a file's headers and symbols: a library for this machine and this libc that is a plugin.
+fn door(content: &[u8]) -> Result<Door, String> {
     let kind = FileKind::parse(content).map_err(|_| "is not an ELF library".to_owned())?;
     if !matches!(kind, FileKind::Elf32 | FileKind::Elf64) {
         return Err("is not an ELF library".to_owned());
@@ -257,11 +322,43 @@ fn exports_entry_point(content: &[u8]) -> Result<(), String> {
     let broken = |error| format!("is truncated or damaged: {error}");
     let library = ElfFile64::<object::Endianness>::parse(content).map_err(broken)?;
     complete(content)?;
-    let mut exported = library.dynamic_symbols().filter(ObjectSymbol::is_definition);
-    if exported.any(|symbol| symbol.name() == Ok(ROOT_MODULE_LOADER_NAME)) {
-        return Ok(());
+    needs_no_musl(&library)?;
+    exported_door(&library).ok_or_else(|| {
+        "exports no plugin entry point; is it a plugin, built with `export_backend!` or with `keystead_plugin`?".to_owned()
+    })
+}
+
+/// A library that offers both is taken as one in Rust, whose layout can be checked.
+fn exported_door(library: &ElfFile64<'_>) -> Option<Door> {
+    let exported = |name: &str| {
+        library.dynamic_symbols().any(|symbol| symbol.is_definition() && symbol.name() == Ok(name))
+    };
+    if exported(ROOT_MODULE_LOADER_NAME) {
+        return Some(Door::Rust);
     }
-    Err("exports no plugin entry point; is it a plugin, built with `export_backend!`?".to_owned())
+    exported(ENTRY_POINT).then_some(Door::C)
+}
+
+/// A library that needs musl would bring a second libc into this process, which ends in crashes far from their cause.
+fn needs_no_musl(library: &ElfFile64<'_>) -> Result<(), String> {
+    let broken = |error| format!("is truncated or damaged: {error}");
+    let table = library.elf_dynamic_table().map_err(broken)?;
+    for entry in table.iter().filter(|entry| entry.tag == object::elf::DT_NEEDED) {
+        let name = table.string(entry).map_err(broken)?;
+        if is_musl(name) {
+            return Err(format!(
+                "is linked against musl ({}), and this server runs with glibc; build it on a system with glibc, such as \
+                 Debian",
+                tame(name, 64)
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What musl's library is called, by Alpine and by itself. That of glibc is `libc.so.6`.
+fn is_musl(name: &[u8]) -> bool {
+    name == b"libc.so" || name.starts_with(b"libc.musl-") || name.starts_with(b"ld-musl")
 }
 
 /// Every segment must lie in the file: mapping a shorter one would end the process with SIGBUS.
@@ -342,6 +439,27 @@ mod tests {
         }
         tables.dedup();
         assert_eq!(tables.len(), 3);
+    }
+
+    #[test]
+    fn a_library_with_both_entry_points_is_taken_as_one_in_rust() {
+        let directory = PluginDir::with(&[]);
+        let both = testing::c_plugin(directory.path(), "both", &[&testing::source("odd.c")], &["-DBOTH"]);
+        let c = testing::c_plugin(directory.path(), "c", &[&testing::source("odd.c")], &[]);
+        let rust = fs::read(testing::library(HOSTILE)).unwrap();
+        assert_eq!(door(&fs::read(both).unwrap()), Ok(Door::Rust));
+        assert_eq!(door(&fs::read(c).unwrap()), Ok(Door::C));
+        assert_eq!(door(&rust), Ok(Door::Rust));
+    }
+
+    #[test]
+    fn knows_the_libraries_of_musl_by_their_names() {
+        for name in ["libc.musl-x86_64.so.1", "ld-musl-aarch64.so.1", "libc.so"] {
+            assert!(is_musl(name.as_bytes()), "{name}");
+        }
+        for name in ["libc.so.6", "ld-linux-x86-64.so.2", "libmuscle.so.1", "libc++.so.1"] {
+            assert!(!is_musl(name.as_bytes()), "{name}");
+        }
     }
 
     #[test]

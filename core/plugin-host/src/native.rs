@@ -17,6 +17,7 @@ use keystead_plugin_api::{
         ISOLATION_EXTENSION, IsolationTable, KEY_ID_MAX, KeyEntry, KeyPage, Report, struct_size,
     },
     algorithm::Operation,
+    schema,
 };
 
 use crate::{
@@ -80,11 +81,14 @@ pub(crate) fn isolation_group(table: &'static BackendTable, config: &[u8]) -> Re
     }
 }
 
-/// Opens a store of a plugin.
+/// Opens a store of a plugin, if its configuration fits the plugin's schema.
 pub(crate) fn open(
     table: &'static BackendTable,
     side: &'static dyn HostSide,
 ) -> Result<Arc<dyn Instance>, Error> {
+    let description = describe(table).map_err(broken)?;
+    let config = side.config().unwrap_or_default();
+    schema::check(&description.schema, &serde_json::from_slice(&config).unwrap_or_default())?;
     let mut store = ptr::null_mut();
     let mut memory = Memory::default();
     let mut report = memory.report();

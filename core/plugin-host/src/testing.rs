@@ -17,10 +17,14 @@ use std::{
     sync::{LazyLock, Mutex, PoisonError},
 };
 
+use keystead_plugin_api::abi::BackendTable;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::Launcher;
+use crate::{
+    Launcher,
+    load::{Checked, Mapped, Opened},
+};
 
 pub use crate::process::InProcess;
 
@@ -98,6 +102,76 @@ pub fn launcher() -> Launcher {
 
 /// The program that is nothing but a process for plugins.
 const PROCESS: &str = "keystead-plugin-process";
+
+/// Compiles sources in C as `libkeystead_plugin_NAME.so` into a directory, with mode 0644; answers the library. The
+/// header is found, warnings are errors, and `flags` come last: `-D` to vary a source, `-std=`, `-l`, `-Wno-…`.
+///
+/// # Panics
+///
+/// Where the compiler can't be run, or refuses: with its own words.
+pub fn c_plugin(directory: &Path, name: &str, sources: &[&Path], flags: &[&str]) -> PathBuf {
+    let library = directory.join(format!("libkeystead_plugin_{name}.so"));
+    let mut command = Command::new("cc");
+    command.args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-fvisibility=hidden"]);
+    command.arg("-I").arg(folder("plugin-api/include")).arg("-o").arg(&library);
+    run(command.args(sources).args(flags));
+    set_mode(&library, 0o644);
+    library
+}
+
+/// Has the Makefile of a folder of this workspace build into a directory, and answers the library with mode 0644 that
+/// it leaves there. `variables` are those of make: `CC=clang`.
+///
+/// # Panics
+///
+/// Where make can't be run, or fails, with its own words; where no library comes of it.
+pub fn make_plugin(makefile: &str, directory: &Path, variables: &[&str]) -> PathBuf {
+    let mut command = Command::new("make");
+    command.arg("--silent").arg("-C").arg(folder(makefile));
+    run(command.arg(format!("BUILD={}", directory.display())).args(variables));
+    let mut made = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    let library = made.find(|file| file.extension() == Some(OsStr::new("so")));
+    let library = library.unwrap_or_else(|| panic!("{makefile} makes no library in {}", directory.display()));
+    set_mode(&library, 0o644);
+    library
+}
+
+/// Loads a library as the server does, and answers the table it hands out.
+///
+/// # Panics
+///
+/// Where it is refused, with the reason.
+#[must_use]
+pub fn table(library: &Path) -> &'static BackendTable {
+    let checked = Opened::open(library).and_then(|opened| opened.check(None));
+    let plugin = checked.and_then(Checked::map).and_then(Mapped::examine);
+    plugin.unwrap_or_else(|failure| panic!("{failure}")).table
+}
+
+/// A source of the test plugins in C.
+#[must_use]
+pub fn source(name: &str) -> PathBuf {
+    folder("plugin-api/tests/plugins/c").join(name)
+}
+
+/// A folder of this workspace.
+fn folder(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
+}
+
+/// Runs a tool to its end.
+fn run(command: &mut Command) {
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.unwrap_or_else(|error| {
+        panic!("{} can't be run: {error}; is it installed?", command.get_program().display())
+    });
+    assert!(
+        output.status.success(),
+        "{command:?} fails:\n{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
 
 fn build(package: &str) -> PathBuf {
     let output = cargo(&["--package", package]);

@@ -64,7 +64,7 @@ impl TestHost {
         }))
     }
 
-    /// Opens a store of a backend with this host, by the C table.
+    /// Opens a store of a backend with this host, by the C table, if its configuration fits the backend's schema.
     ///
     /// # Errors
     ///

@@ -17,6 +17,7 @@ use crate::{
         HealthReport, HostTable, KeyEntry, KeyPage, LANE_HOUSEKEEPING, LogRecord, Report, struct_size,
     },
     algorithm::Operation,
+    schema,
 };
 
 /// Bytes behind each output buffer that must stay as they are.
@@ -58,6 +59,9 @@ impl Door for Table {
     }
 
     fn open(&self, host: &'static TestHost) -> Result<Arc<dyn Opened>, Error> {
+        let described = self.describe().map_err(broken)?;
+        let schema = serde_json::from_str(&described.schema).map_err(|_| broken("the schema is not JSON"))?;
+        schema::check(&schema, host.config())?;
         let services: &'static HostTable = Box::leak(Box::new(services(host)));
         let mut store = null_mut();
         reported(|report| {

@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use keystead_plugin_api::abi::DRAFT;
 use keystead_plugin_host::{
     Class, Failure, Settings,
     testing::{self, PluginDir},
@@ -34,6 +35,13 @@ impl Odd {
         let rig = Rig::with(change);
         let file = rig.directory.path().join("libkeystead_plugin_odd.so");
         Self { rig, file }
+    }
+
+    /// Compiled from C, with flags that say what is odd about it.
+    fn compiled(flags: &[&str]) -> Self {
+        let odd = Self::new();
+        testing::c_plugin(odd.rig.directory.path(), "odd", &[&testing::source("odd.c")], flags);
+        odd
     }
 
     /// With the content of a good plugin, changed.
@@ -135,7 +143,8 @@ async fn refuses_a_library_without_entry_point() {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let libc = maps.split_whitespace().find(|word| word.ends_with("/libc.so.6")).unwrap();
     odd.write(&fs::read(libc).unwrap());
-    let line = "FILE exports no plugin entry point; is it a plugin, built with `export_backend!`?";
+    let line = "FILE exports no plugin entry point; is it a plugin, built with `export_backend!` or with \
+                `keystead_plugin`?";
     assert_eq!(odd.refusal().await, invalid(line));
 }
 
@@ -159,6 +168,66 @@ async fn refuses_another_draft_and_another_layout_however_often() {
         assert_eq!(odd.refusal().await, invalid(line));
         assert_eq!(descriptors_of(&odd.file), 1, "another look costs another descriptor");
     }
+}
+
+#[tokio::test]
+async fn loads_a_plugin_in_c() {
+    let odd = Odd::compiled(&[]);
+    odd.open().await.unwrap();
+    let found = odd.rig.host.plugins();
+    let description = found[1].description.as_ref().unwrap();
+    assert_eq!((description.name.as_str(), description.contract), ("odd", DRAFT));
+    assert_eq!((description.vendor.as_str(), description.lanes_max), ("the tests", None));
+}
+
+#[tokio::test]
+async fn refuses_a_table_in_c_that_cannot_be_used() {
+    let next = format!("-DDRAFT={}", DRAFT + 1);
+    let other_draft = format!(
+        "it was built for draft {} of the plugin contract, and this server speaks draft {DRAFT}; build it against \
+         this server's keystead-plugin-api",
+        DRAFT + 1
+    );
+    let silent = format!(
+        "it doesn't speak draft {DRAFT} of the plugin contract, which is this server's; build it against this \
+         server's keystead_plugin.h"
+    );
+    for (flag, reason) in [
+        ("-DSILENT", silent.as_str()),
+        (&next, &other_draft),
+        ("-DSIZE=64", "its table has 64 bytes, expected 72"),
+        ("-DHEALTH_IS_NULL", "the function `health` of its table is NULL"),
+        ("-DMISALIGNED", "its table is not aligned"),
+    ] {
+        let odd = Odd::compiled(&[flag]);
+        let line = format!("FILE can't be loaded: {reason}");
+        assert_eq!(odd.refusal().await, invalid(&line));
+        assert_eq!(odd.refusal().await, invalid(&line), "its code has run, and is not loaded again");
+    }
+}
+
+#[tokio::test]
+async fn refuses_a_library_for_musl_before_any_of_its_code_runs() {
+    let odd = Odd::new();
+    let directory = odd.rig.directory.path();
+    // A stand-in: what counts is the name that the linker notes. The constructor would end this process.
+    let name = "-Wl,-soname,libc.musl-x86_64.so.1";
+    let libc = testing::c_plugin(directory, "libc", &[&testing::source("odd.c")], &[name]);
+    let needs = ["-Wl,--no-as-needed", libc.to_str().unwrap()];
+    testing::c_plugin(directory, "odd", &[&testing::source("musl.c"), &testing::source("odd.c")], &needs);
+    let line = "FILE is linked against musl (libc.musl-x86_64.so.1), and this server runs with glibc; build it on a \
+                system with glibc, such as Debian";
+    assert_eq!(odd.refusal().await, invalid(line));
+}
+
+#[tokio::test]
+async fn a_configuration_that_does_not_fit_the_schema_never_reaches_the_plugin() {
+    let odd = Odd::compiled(&[]);
+    let config = json!({"colour": "hunter2"});
+    let store = odd.rig.store_with("unfit", config, |spec| spec.plugin = "odd".to_owned());
+    let failure = store.open().await.unwrap_err();
+    let line = "config: `colour`: unknown field `colour`, there are no fields";
+    assert_eq!((failure.class, failure.to_string().as_str()), (Class::InvalidInput, line));
 }
 
 /// How many descriptors of this process lead to a file.

@@ -168,7 +168,7 @@ on_softhsm!(a_store_of_which_nothing_opens_says_so_in_one_line, |bench| {
             "uri 1 (pkcs11:token=nowhere;object=a) (and 2 more): no such token is there; the module has",
         ),
         (vec!["pkcs11:token".to_owned()], Code::InvalidInput, "uri 1: expected `name=value` (character 8)"),
-        (vec![], Code::InvalidInput, "`uris` is empty"),
+        (vec![], Code::InvalidInput, "`uris`: has 0 entries, expected at least 1"),
     ] {
         let error = store(&uris).open().unwrap_err();
         assert_eq!(error.code, code, "{error}");
