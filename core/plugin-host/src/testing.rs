@@ -120,15 +120,15 @@ pub fn c_plugin(directory: &Path, name: &str, sources: &[&Path], flags: &[&str])
 }
 
 /// Has the Makefile of a folder of this workspace build into a directory, and answers the library with mode 0644 that
-/// it leaves there. `variables` are those of make: `CC=clang`.
+/// it leaves there. `arguments` are those of make: targets, and variables such as `CC=clang`.
 ///
 /// # Panics
 ///
 /// Where make can't be run, or fails, with its own words; where no library comes of it.
-pub fn make_plugin(makefile: &str, directory: &Path, variables: &[&str]) -> PathBuf {
+pub fn make_plugin(makefile: &str, directory: &Path, arguments: &[&str]) -> PathBuf {
     let mut command = Command::new("make");
     command.arg("--silent").arg("-C").arg(folder(makefile));
-    run(command.arg(format!("BUILD={}", directory.display())).args(variables));
+    run(command.arg(format!("BUILD={}", directory.display())).args(arguments));
     let mut made = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
     let library = made.find(|file| file.extension() == Some(OsStr::new("so")));
     let library = library.unwrap_or_else(|| panic!("{makefile} makes no library in {}", directory.display()));

@@ -6,6 +6,7 @@ mod closing;
 mod gate;
 mod listing;
 mod loading;
+mod plugin_c;
 mod processes;
 mod rig;
 mod services;
