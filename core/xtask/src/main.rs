@@ -1,7 +1,7 @@
 //! What people automate here.
 //!
 //! ```text
-//! cargo xtask demo [--keep] [--plugin pkcs11]
+//! cargo xtask demo [--keep] [--plugin pkcs11|c]
 //! cargo xtask test [STEP...]
 //! ```
 //!
@@ -38,8 +38,9 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
 commands:
-  demo [--keep] [--plugin pkcs11]
+  demo [--keep] [--plugin pkcs11|c]
           a TLS handshake signed inside a throw-away token, from nothing to a page, four times over;
+          with `--plugin c`, by the example of a plugin in C and a key that follows from a sealed seed;
           `--keep` leaves everything running, with commands to try, until Ctrl-C
   test [STEP...]
           everything that must hold before a change is merged; or only some steps of it, by name
@@ -100,6 +101,7 @@ mod tests {
     #[test]
     fn knows_its_commands() {
         assert!(matches!(parse("demo --keep --plugin pkcs11"), Ok(Task::Demo(_))));
+        assert!(matches!(parse("demo --plugin c"), Ok(Task::Demo(_))));
         assert!(matches!(parse("test"), Ok(Task::Test(_))));
         assert!(matches!(parse("test lints format"), Ok(Task::Test(_))));
         assert!(matches!(parse("--help"), Ok(Task::Help)));

@@ -35,9 +35,17 @@ pub(crate) const FOR_DEMO: &[Package] = &[
     Package::new("openssl", Sign::Program("openssl")),
 ];
 
-/// What `cargo xtask test` needs beside it: an independent judge of signatures, a module that logs calls, Python to
+/// What a plugin in C needs: make, and the headers of OpenSSL.
+pub(crate) const FOR_C: &[Package] = &[
+    Package::new("make", Sign::Program("make")),
+    Package::new("libssl-dev", Sign::AnyFile(&["/usr/include/openssl/evp.h"])),
+];
+
+/// What `cargo xtask test` needs beside them: other compilers, whose opinion of the C header counts too; an independent judge of signatures, a module that logs calls, Python to
 /// install the licence checker, a judge of alert rules, and a systemd with something to boot it in.
 pub(crate) const FOR_TEST: &[Package] = &[
+    Package::new("g++", Sign::Program("g++")),
+    Package::new("clang", Sign::Program("clang++")),
     Package::new("pkg-config", Sign::Program("pkg-config")),
     Package::new("libssl-dev", Sign::Answers("pkg-config", &["--exists", "openssl"])),
     Package::new("opensc-pkcs11", Sign::AnyFile(SPY_MODULES)),

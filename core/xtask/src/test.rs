@@ -24,7 +24,7 @@ const STEPS: &[Step] = &[
     Step::new("fuzzing", "each fuzz target, for seconds", fuzzing),
     Step::new("benchmarks", "each benchmark, once", benchmarks),
     Step::new("page", "the status page in a browser", page::check),
-    Step::new("demo", "four handshakes signed in a token", demonstration),
+    Step::new("demo", "handshakes signed in a token, and in C", demonstration),
     Step::new("systemd", "the units, under a systemd of their own", systemd::check),
 ];
 
@@ -43,7 +43,7 @@ type Outcome = Option<(Duration, bool)>;
 
 /// Runs the steps, and prints how long each took.
 pub(crate) fn run(selection: &Selection) -> Result<()> {
-    system::ensure(&[system::FOR_DEMO, system::FOR_TEST].concat())?;
+    system::ensure(&[system::FOR_DEMO, system::FOR_C, system::FOR_TEST].concat())?;
     let steps = &selection.0;
     let mut outcomes: Vec<Outcome> = Vec::new();
     let mut result = Ok(());
@@ -123,7 +123,8 @@ fn benchmarks() -> Result<()> {
 }
 
 fn demonstration() -> Result<()> {
-    demo::run(&demo::Options::default())
+    demo::run(&demo::Options::default())?;
+    demo::run(&demo::Options::IN_C)
 }
 
 fn fuzzing() -> Result<()> {

@@ -1,7 +1,6 @@
 //! This workspace: where it is, its Cargo, and the programs that are built of it.
 
 use std::env;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -63,11 +62,6 @@ impl Programs {
 
     /// Copies a plugin into a folder, and gives where it is then.
     pub(crate) fn install_plugin(&self, name: &str, folder: &Path) -> Result<PathBuf> {
-        let library = format!("libkeystead_plugin_{name}.so");
-        let (from, to) = (self.path(&library), folder.join(&library));
-        fs::copy(&from, &to).map_err(|error| Failure::file("copy", &from, &error))?;
-        // The key server loads no code that others could have written.
-        file::set_mode(&to, 0o644)?;
-        Ok(to)
+        file::install_library(&self.path(&format!("libkeystead_plugin_{name}.so")), folder)
     }
 }

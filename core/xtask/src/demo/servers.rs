@@ -7,13 +7,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::handshake::{Handshake, Target};
-use super::site::Site;
+use super::keys::{Keys, Plugin};
 use super::story::{Notes, Story, Took};
-use super::{KEY_SERVER, Pki, TOKEN, metrics};
+use super::{KEY_SERVER, Pki, metrics};
 use crate::daemon::Daemon;
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
-use crate::token::Token;
 use crate::workspace::Programs;
 use crate::{file, http, patience, ports};
 
@@ -25,12 +24,11 @@ pub(super) struct Setup {
     /// Where everything lies.
     pub(super) folder: PathBuf,
     pub(super) programs: Programs,
-    pub(super) token: Token,
+    pub(super) keys: Box<dyn Keys>,
     pub(super) pki: Pki,
     /// The directory with the plugin's library.
     pub(super) plugins: PathBuf,
-    /// The plugin's name.
-    pub(super) plugin: &'static str,
+    pub(super) plugin: &'static Plugin,
 }
 
 /// The servers, running.
@@ -61,11 +59,17 @@ impl Servers {
             let (daemon, sites) = start_edge(&setup, keys, interrupt)?;
             notes.add(format!(
                 "serves {} on {sites}",
-                Site::ALL.iter().map(|site| site.name).collect::<Vec<_>>().join(" and ")
+                setup.keys.sites().iter().map(|site| site.name).collect::<Vec<_>>().join(" and ")
             ));
             Ok((daemon, sites))
         })?;
         Ok(Self { setup, key_server, edge, keys, metrics, sites })
+    }
+
+    /// The handshakes with sites that have a key.
+    pub(super) fn handshakes(&self) -> impl Iterator<Item = &'static Handshake> {
+        let served = |name: &str| self.setup.keys.sites().iter().any(|site| site.name == name);
+        Handshake::ALL.iter().filter(move |handshake| served(handshake.site.name))
     }
 
     /// Does a handshake; expects that the client is satisfied, and that the key server signed once for it.
@@ -85,16 +89,16 @@ impl Servers {
         ))
     }
 
-    /// Expects that the token's PIN is in no log, and in no arguments of a process.
-    pub(super) fn look_for_the_pin(&self, notes: &mut Notes) -> Result<()> {
+    /// Expects that what opens the keys is in no log, and in no arguments of a process.
+    pub(super) fn look_for_the_secret(&self, notes: &mut Notes) -> Result<()> {
         for (what, text) in [
             ("the key server's log", self.key_server.log()?),
             ("the key server's arguments", self.key_server.arguments()?),
             ("the edge's log", self.edge.log()?),
             ("the edge's arguments", self.edge.arguments()?),
         ] {
-            if self.setup.token.is_given_away_by(&text) {
-                return Err(Failure::new(format!("the token's PIN is in {what}")));
+            if self.setup.keys.are_given_away_by(&text) {
+                return Err(Failure::new(format!("the {} is in {what}", self.setup.plugin.secret)));
             }
         }
         notes.add("not in the logs, not in the arguments of the servers");
@@ -119,7 +123,9 @@ impl Servers {
     pub(super) fn things_to_try(&self) -> Result<String> {
         let (pki, port) = (&self.setup.pki, self.sites.port());
         let sites = pki.sites.certificate();
-        let (sites, rsa, ecdsa) = (sites.display(), Site::RSA.name, Site::ECDSA.name);
+        let names = [self.setup.keys.sites().first(), self.setup.keys.sites().last()];
+        let [first, last] = names.map(|site| site.map_or(KEY_SERVER, |site| site.name));
+        let sites = sites.display();
         let keystead = self.setup.programs.path("keystead");
         let as_the_edge = format!(
             "--server {} --server-name {KEY_SERVER} --ca {} --cert {} --key {}",
@@ -130,8 +136,8 @@ impl Servers {
         );
         let chain = pki.chains.first().ok_or_else(|| Failure::new("no site has a certificate"))?;
         let commands = [
-            format!("curl --cacert {sites} --resolve {rsa}:{port}:127.0.0.1 https://{rsa}:{port}/"),
-            format!("openssl s_client -connect {} -servername {ecdsa} -CAfile {sites} -tls1_2", self.sites),
+            format!("curl --cacert {sites} --resolve {last}:{port}:127.0.0.1 https://{last}:{port}/"),
+            format!("openssl s_client -connect {} -servername {first} -CAfile {sites} -tls1_2", self.sites),
             format!("{} ping {as_the_edge}", keystead.display()),
             format!("{} sign {as_the_edge} --for {}", keystead.display(), chain.display()),
             format!("curl http://{}/metrics", self.metrics),
@@ -182,15 +188,13 @@ fn start_key_server(
     file::write(&setup.configuration(), &configuration(setup, keys, metrics))?;
     let mut command = Command::new(setup.programs.path("keystead"));
     command.arg("run").arg("-c").arg(setup.configuration());
-    setup.token.show_to(&mut command);
+    setup.keys.show_to(&mut command);
     let mut daemon = Daemon::start("key server", command, &setup.folder.join("keystead.log"))?;
     daemon.wait_for(interrupt, "it was ready", || http::is_ready(metrics).then_some(()))?;
     Ok(daemon)
 }
 
 fn configuration(setup: &Setup, keys: SocketAddr, metrics: SocketAddr) -> String {
-    let uri = |site: &Site| format!("    - pkcs11:token={TOKEN};object={}\n", site.key.label);
-    let uris: String = Site::ALL.iter().map(uri).collect();
     format!(
         "listen: \"{keys}\"\n\
          metrics_listen: \"{metrics}\"\n\
@@ -199,19 +203,15 @@ fn configuration(setup: &Setup, keys: SocketAddr, metrics: SocketAddr) -> String
          client_ca: {}\n\
          plugins:\n  path: [{}]\n\
          private_key_stores:\n\
-         - name: token\n  \
-           plugin: {}\n  \
-           config:\n    module: {}\n    uris:\n{uris}  \
-           secrets:\n    pin: {{file: {}}}\n  \
-           env: {{{}}}\n",
+         - name: demo\n  \
+           plugin: {}\n\
+         {}",
         setup.pki.key_server.certificate.display(),
         setup.pki.key_server.key.display(),
         setup.pki.machines.certificate().display(),
         setup.plugins.display(),
-        setup.plugin,
-        setup.token.module().display(),
-        setup.token.pin_file().display(),
-        setup.token.variable(),
+        setup.plugin.name,
+        setup.keys.store(),
     )
 }
 
