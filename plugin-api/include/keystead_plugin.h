@@ -43,6 +43,7 @@ extern "C" {
 
 // What marks the one symbol that is exported, also under -fvisibility=hidden.
 #define KEYSTEAD_EXPORT __attribute__((visibility("default")))
+
 // ---- Rules ----------------------------------------------------------------------------------------------------------
 
 // == A life
