@@ -16,7 +16,8 @@ static const keystead_description description = {
     .name = KEYSTEAD_TEXT("c"),
     .version = KEYSTEAD_TEXT("1.0.0"),
     .vendor = KEYSTEAD_TEXT("Keystead's examples"),
-    .schema = KEYSTEAD_TEXT("{"
+    .schema = KEYSTEAD_TEXT(
+        "{"
         "\"type\": \"object\", \"additionalProperties\": false, \"required\": [\"seed\", \"keys\"],"
         "\"description\": \"Keys from a seed; the secret `passphrase` opens it.\","
         "\"properties\": {"
@@ -28,7 +29,7 @@ static const keystead_description description = {
 
 // What each key does, and how long the digests are.
 static const uint32_t algorithms[] = { KEYSTEAD_ECDSA_SHA256, KEYSTEAD_ECDSA_SHA384, KEYSTEAD_ECDSA_SHA512,
-                                       KEYSTEAD_ECDSA_SHA224, KEYSTEAD_ECDSA_SHA1, KEYSTEAD_ECDSA_MD5SHA1 };
+                                       KEYSTEAD_ECDSA_SHA224, KEYSTEAD_ECDSA_SHA1,   KEYSTEAD_ECDSA_MD5SHA1 };
 static const size_t lengths[] = { 32, 48, 64, 28, 20, 36 };
 #define ALGORITHMS (sizeof algorithms / sizeof *algorithms)
 
@@ -142,7 +143,7 @@ static uint32_t sign(EVP_PKEY *key, keystead_bytes digest, keystead_buffer *out,
     size_t len = sizeof signature;
     EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_pkey(NULL, key, NULL);
     int done = context != NULL && EVP_PKEY_sign_init(context) > 0
-        && EVP_PKEY_sign(context, signature, &len, digest.ptr, digest.len) > 0;
+               && EVP_PKEY_sign(context, signature, &len, digest.ptr, digest.len) > 0;
     EVP_PKEY_CTX_free(context);
     ERR_clear_error();
     return done ? keystead_fill(out, signature, len) : keystead_fail(report, KEYSTEAD_INTERNAL, "libcrypto can't sign");

@@ -62,10 +62,11 @@ static int key_pair(const uint8_t wide[48], uint8_t scalar[32], uint8_t point[65
     EC_POINT *q = group != NULL ? EC_POINT_new(group) : NULL;
     BIGNUM *range = group != NULL ? BN_dup(EC_GROUP_get0_order(group)) : NULL, *d = BN_secure_new();
     if (d != NULL) BN_set_flags(d, BN_FLG_CONSTTIME);
-    int done = scratch != NULL && q != NULL && range != NULL && BN_bin2bn(wide, 48, d) != NULL && BN_sub_word(range, 1)
-        && BN_mod(d, d, range, scratch) && BN_add_word(d, 1) && EC_POINT_mul(group, q, d, NULL, NULL, scratch)
-        && EC_POINT_point2oct(group, q, POINT_CONVERSION_UNCOMPRESSED, point, 65, scratch) == 65
-        && BN_bn2nativepad(d, scalar, 32) == 32;
+    int done = scratch != NULL && q != NULL && range != NULL && d != NULL && BN_bin2bn(wide, 48, d) != NULL
+               && BN_sub_word(range, 1) && BN_mod(d, d, range, scratch) && BN_add_word(d, 1)
+               && EC_POINT_mul(group, q, d, NULL, NULL, scratch)
+               && EC_POINT_point2oct(group, q, POINT_CONVERSION_UNCOMPRESSED, point, 65, scratch) == 65
+               && BN_bn2nativepad(d, scalar, 32) == 32;
     BN_clear_free(d);
     BN_free(range);
     EC_POINT_free(q);
@@ -91,5 +92,6 @@ EVP_PKEY *token_derive(const uint8_t seed[TOKEN_SEED], keystead_bytes name) {
     OPENSSL_cleanse(wide, sizeof wide);
     OPENSSL_cleanse(scalar, sizeof scalar);
     EVP_PKEY_CTX_free(context);
+    ERR_clear_error();
     return key;
 }

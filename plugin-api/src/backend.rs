@@ -97,7 +97,8 @@ pub struct Description {
     pub isolation: Isolation,
     /// The most lanes one store can use; `None` where there is no limit.
     pub lanes_max: Option<u32>,
-    /// JSON Schema of its configuration; secrets are marked `"writeOnly": true`.
+    /// JSON Schema of its configuration, by which the host checks it first ([`schema`](crate::schema)); secrets are
+    /// marked `"writeOnly": true`.
     pub schema: &'static str,
 }
 

@@ -395,7 +395,7 @@ pub fn answers_health(subject: &Subject) -> Result<(), String> {
     Ok(())
 }
 
-/// A member of the configuration that the plugin doesn't know is refused by name.
+/// A member of the configuration that the plugin doesn't know is refused by name: by its schema, or by itself.
 ///
 /// # Errors
 ///

@@ -38,7 +38,8 @@ pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 
 /// Asks a loaded plugin what it is.
 pub(crate) fn describe(table: &'static BackendTable) -> Result<Description, String> {
-    // SAFETY: the table is of the right layout, size and draft; `describe` answers with a static struct or NULL.
+    // SAFETY: the table is of the right size and draft, and of the layout that abi_stable compared, or that the header
+    // has made the plugin's compiler assert; `describe` answers with a static struct or NULL.
     let said = unsafe { (table.describe)().as_ref() }.ok_or("it describes itself as NULL")?;
     if said.size < struct_size::<DescriptionTable>() {
         return Err(format!("its description has {} bytes", said.size));

@@ -47,8 +47,7 @@ static uint32_t use(void *store, const keystead_context *context, keystead_bytes
     return keystead_fail(report, KEYSTEAD_NOT_FOUND, "no such key");
 }
 
-static uint32_t health(void *store, const keystead_context *context, keystead_health *health,
-                       keystead_report *report) {
+static uint32_t health(void *store, const keystead_context *context, keystead_health *health, keystead_report *report) {
     (void)store, (void)context, (void)report;
     health->generation = 0;
     return KEYSTEAD_OK;
