@@ -177,7 +177,7 @@ extern "C" {
 #define KEYSTEAD_RSA_RAW 0x41
 
 // The draft of this contract. Host and plugin must agree on it exactly until 1.0 is frozen.
-#define KEYSTEAD_DRAFT 1
+#define KEYSTEAD_DRAFT 2
 
 // The lane of calls to keys of class KEYSTEAD_CALL_INLINE, which may overlap with anything.
 #define KEYSTEAD_LANE_INLINE UINT32_MAX
@@ -398,9 +398,10 @@ typedef struct keystead_host {
     const void *(*extension)(void *context, keystead_bytes name);
 } keystead_host;
 
-// The host's memory of refused credentials. A plugin asks before it presents a secret, and reports a refusal, so that
-// no token sees the same wrong PIN twice, whichever store or restart it comes from. `token` is whatever the plugin
-// knows the token by, the same each time. Belongs to the host, and lives until the process ends.
+// The host's memory of refused credentials. A plugin asks before it presents a secret, and tells what came of it, so
+// that no token sees the same wrong PIN twice, whichever store or restart it comes from. Where the plugin's process
+// dies in between, the secret counts as refused. `token` is whatever the plugin knows the token by, the same each time.
+// Belongs to the host, and lives until the process ends.
 typedef struct keystead_credentials {
     // Size of this struct in bytes.
     uint32_t size;
@@ -408,7 +409,18 @@ typedef struct keystead_credentials {
     uint32_t (*refused)(void *context, keystead_bytes token, keystead_bytes secret);
     // [any thread] Remembers that this token refused this secret. The host keeps only a keyed hash.
     void (*report)(void *context, keystead_bytes token, keystead_bytes secret);
+    // [any thread] Notes that this token accepted this secret.
+    void (*accepted)(void *context, keystead_bytes token, keystead_bytes secret);
 } keystead_credentials;
+
+// Which stores of a plugin belong into one process, where it runs in processes of its own. Static and constant.
+typedef struct keystead_isolation {
+    // Size of this struct in bytes.
+    uint32_t size;
+    // [any thread] Names the group of a store by its configuration, a JSON object, before any store is open: stores
+    // with the same name share a process. Opens nothing. KEYSTEAD_NOT_FOUND for the plugin's common group.
+    uint32_t (*group)(keystead_bytes config, keystead_buffer *out);
+} keystead_isolation;
 
 // What a plugin offers: the one table of the contract. Static and constant; no function is NULL.
 typedef struct keystead_backend {
@@ -534,10 +546,14 @@ KEYSTEAD_ASSERT(offsetof(keystead_host, config) == 32);
 KEYSTEAD_ASSERT(offsetof(keystead_host, secret) == 40);
 KEYSTEAD_ASSERT(offsetof(keystead_host, keys_changed) == 48);
 KEYSTEAD_ASSERT(offsetof(keystead_host, extension) == 56);
-KEYSTEAD_ASSERT(sizeof(keystead_credentials) == 24);
+KEYSTEAD_ASSERT(sizeof(keystead_credentials) == 32);
 KEYSTEAD_ASSERT(offsetof(keystead_credentials, size) == 0);
 KEYSTEAD_ASSERT(offsetof(keystead_credentials, refused) == 8);
 KEYSTEAD_ASSERT(offsetof(keystead_credentials, report) == 16);
+KEYSTEAD_ASSERT(offsetof(keystead_credentials, accepted) == 24);
+KEYSTEAD_ASSERT(sizeof(keystead_isolation) == 16);
+KEYSTEAD_ASSERT(offsetof(keystead_isolation, size) == 0);
+KEYSTEAD_ASSERT(offsetof(keystead_isolation, group) == 8);
 KEYSTEAD_ASSERT(sizeof(keystead_backend) == 72);
 KEYSTEAD_ASSERT(offsetof(keystead_backend, size) == 0);
 KEYSTEAD_ASSERT(offsetof(keystead_backend, draft) == 4);

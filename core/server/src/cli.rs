@@ -141,7 +141,7 @@ impl Cli {
             Some(Command::Sign(sign)) => sign.run(),
             Some(Command::Bench(bench)) => bench.run(),
             Some(Command::DefaultConfig) => print(config::default_config()),
-            Some(Command::PluginProcess) => plugin_process(),
+            Some(Command::PluginProcess) => Ok(keystead_plugin_host::process_main()),
         };
         outcome.unwrap_or_else(|failed| failed.report())
     }
@@ -210,11 +210,6 @@ fn run(flags: &Flags) -> Result<ExitCode, Failed> {
     outcome?;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
-}
-
-/// Serves the calls of the server that started this process, before there are threads or a log.
-fn plugin_process() -> Result<ExitCode, Failed> {
-    Err(Failed::new("this is for the server, which starts its processes for plugins so"))
 }
 
 /// Loads the configuration, or says what is wrong with it.

@@ -4,7 +4,7 @@ use std::mem::offset_of;
 
 use keystead_plugin_api::abi::{
     BackendTable, Buffer, Bytes, Context, CredentialsTable, DescriptionTable, FindingEntry, HealthReport,
-    HostTable, KeyEntry, KeyPage, LogRecord, Report,
+    HostTable, IsolationTable, KeyEntry, KeyPage, LogRecord, Report,
 };
 
 /// The layout of each struct, as assertions in C.
@@ -21,7 +21,8 @@ pub(crate) fn assertions() -> String {
         layout!(HealthReport "health": size, generation),
         layout!(LogRecord "log_record": size, level, target, message, fields, request_id),
         layout!(HostTable "host": size, draft, context, log_enabled, log, config, secret, keys_changed, extension),
-        layout!(CredentialsTable "credentials": size, refused, report),
+        layout!(CredentialsTable "credentials": size, refused, report, accepted),
+        layout!(IsolationTable "isolation": size, group),
         layout!(BackendTable "backend": size, draft, describe, open, close, keys, sign, decrypt, health, extension),
     ];
     structs.concat()

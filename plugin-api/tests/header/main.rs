@@ -31,6 +31,7 @@ const TYPES: &[(&str, &str)] = &[
     ("LogRecord", "keystead_log_record"),
     ("HostTable", "keystead_host"),
     ("CredentialsTable", "keystead_credentials"),
+    ("IsolationTable", "keystead_isolation"),
     ("BackendTable", "keystead_backend"),
     ("EntryPoint", "keystead_entry_point"),
 ];
@@ -42,6 +43,7 @@ const CONSTANTS: &[&str] = &[
     "CREDENTIALS_EXTENSION",
     "DRAFT",
     "ENTRY_POINT",
+    "ISOLATION_EXTENSION",
     "ISOLATION_INLINE",
     "ISOLATION_PROCESS",
     "KEY_ID_MAX",

@@ -47,13 +47,20 @@ const EVENT_MAX: usize = 2048;
 /// Call it before anything else: no thread may run yet.
 #[must_use]
 pub fn process_main() -> ExitCode {
-    if let Err(error) = begin().and_then(|process| process.serve()) {
-        // Standard error leads to the host's log; there is no other place to say it.
-        let _ = writeln!(io::stderr(), "a process for plugins can't go on: {error}");
-    }
+    let status = match begin().and_then(|process| process.serve()) {
+        Ok(()) => 0,
+        Err(error) => {
+            // Standard error leads to the host's log; there is no other place to say it.
+            let _ = writeln!(
+                io::stderr(),
+                "a process for plugins, which only the server starts, can't go on: {error}"
+            );
+            1
+        }
+    };
     // SAFETY: `_exit` ends the process and touches nothing of it. Vendors' libraries have handlers that run at an
     // ordinary end, and some hang or crash in them.
-    unsafe { libc::_exit(0) }
+    unsafe { libc::_exit(status) }
 }
 
 /// Confines the process, as the host's first order says.

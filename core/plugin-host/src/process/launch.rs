@@ -36,6 +36,7 @@ pub(super) async fn launch(launcher: &Launcher, surroundings: &Surroundings) -> 
         .env_clear()
         .envs(&surroundings.env)
         .current_dir(surroundings.workdir.as_deref().unwrap_or(Path::new("/")))
+        .process_group(0) // Ctrl-C is for the server, which then ends its processes in its own order
         .stdin(Stdio::from(OwnedFd::from(own_end)))
         .stdout(Stdio::from(written.try_clone()?))
         .stderr(Stdio::from(written));

@@ -589,7 +589,7 @@ async fn forward(output: pipe::Receiver, pid: u32) -> Option<Crash> {
         let text = line.strip_suffix(b"\n").unwrap_or(&line);
         match crash::parse(text) {
             Some(report) => crash = Some(report),
-            None if quota.allows(pid) => {
+            None if !text.is_empty() && quota.allows(pid) => {
                 let text = tame(text, LINE_MAX);
                 tracing::info!(target: "keystead::plugin", pid, "a plugin process wrote: {text}");
             }

@@ -174,7 +174,7 @@ async fn refuses_another_draft_and_another_layout_however_often() {
 async fn loads_a_plugin_in_c() {
     let odd = Odd::compiled(&[]);
     odd.open().await.unwrap();
-    let found = odd.rig.host.plugins();
+    let found = odd.rig.host.plugins().await;
     let description = found[1].description.as_ref().unwrap();
     assert_eq!((description.name.as_str(), description.contract), ("odd", DRAFT));
     assert_eq!((description.vendor.as_str(), description.lanes_max), ("the tests", None));
@@ -380,10 +380,7 @@ async fn the_list_of_plugins_says_what_each_is_or_why_it_is_refused() {
     let names: Vec<&str> = found.iter().map(|found| found.name.as_str()).collect();
     assert_eq!(names, ["hostile", "odd"]);
     let description = found[0].description.as_ref().unwrap();
-    assert_eq!(
-        (description.name.as_str(), description.contract),
-        ("hostile", keystead_plugin_api::abi::DRAFT)
-    );
+    assert_eq!((description.name.as_str(), description.contract), ("hostile", DRAFT));
     assert_eq!((description.vendor.as_str(), description.lanes_max), ("the tests", Some(4)));
     assert_eq!(found[1].description.as_ref().unwrap_err().class, Class::InvalidInput);
 }

@@ -188,7 +188,6 @@ fn start_key_server(
     file::write(&setup.configuration(), &configuration(setup, keys, metrics))?;
     let mut command = Command::new(setup.programs.path("keystead"));
     command.arg("run").arg("-c").arg(setup.configuration());
-    setup.keys.show_to(&mut command);
     let mut daemon = Daemon::start("key server", command, &setup.folder.join("keystead.log"))?;
     daemon.wait_for(interrupt, "it was ready", || http::is_ready(metrics).then_some(()))?;
     Ok(daemon)
