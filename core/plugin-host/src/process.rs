@@ -54,7 +54,7 @@ pub struct Launcher {
     pub arguments: Vec<OsString>,
 }
 
-/// What the process of a store gets. Stores that share a process must agree on it.
+/// What the process of a store gets. Only stores that want the same share a process.
 #[derive(Clone, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "the server fills it in as a literal")]
 pub struct Surroundings {

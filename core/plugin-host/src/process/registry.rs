@@ -32,7 +32,8 @@ const LOAD_DEADLINE: Duration = Duration::from_secs(60);
 /// The processes of one host.
 #[derive(Default)]
 pub(crate) struct Processes {
-    groups: Mutex<HashMap<Group, Weak<Process>>>,
+    /// Several of one group only where their stores want different things of them.
+    groups: Mutex<HashMap<Group, Vec<Weak<Process>>>>,
     /// By the identity of the plugin's file: one process at a time finds out what a plugin is.
     examinations: Mutex<HashMap<Identity, Desk>>,
 }
@@ -104,15 +105,15 @@ impl Processes {
             Some(name) => Group::Named(name.clone()),
             None => Group::Of(wish.file.identity, group_of(&link, number, side).await?),
         };
-        let process = self.join(group, &wish, &mut examination.process)?;
+        let process = self.join(group, &wish, &mut examination.process);
         Ok(Some(Placed { process, file: wish.file.clone(), description }))
     }
 
     /// How each process is.
     pub(crate) fn status(&self) -> Vec<ProcessStatus> {
         let groups = lock(&self.groups);
-        let mut all: Vec<_> =
-            groups.values().filter_map(Weak::upgrade).map(|process| process.status()).collect();
+        let running = groups.values().flatten().filter_map(Weak::upgrade);
+        let mut all: Vec<_> = running.map(|process| process.status()).collect();
         all.sort_by(|one, other| one.name.cmp(&other.name));
         all
     }
@@ -126,26 +127,30 @@ impl Processes {
         let groups = lock(&self.groups);
         let of_plugin =
             groups.iter().filter(|(group, _)| matches!(group, Group::Of(of, _) if *of == file.identity));
-        of_plugin.filter_map(|(_, process)| process.upgrade()).find(|process| process.is_up())
+        of_plugin
+            .flat_map(|(_, processes)| processes)
+            .filter_map(Weak::upgrade)
+            .find(|process| process.is_up())
     }
 
-    /// The process of a group: the one there is, or else the one that examined the plugin, or else a new one.
-    fn join(
-        &self,
-        group: Group,
-        wish: &Wish<'_>,
-        examiner: &mut Option<Arc<Process>>,
-    ) -> Result<Arc<Process>, Failure> {
+    /// The process of a group: one that has what the store wants, or else the one that examined the plugin, or else a
+    /// new one.
+    fn join(&self, group: Group, wish: &Wish<'_>, examiner: &mut Option<Arc<Process>>) -> Arc<Process> {
+        let fits = |process: &Arc<Process>| process.surroundings == *wish.surroundings;
         let mut groups = lock(&self.groups);
-        groups.retain(|_, process| process.strong_count() > 0);
-        if let Some(process) = groups.get(&group).and_then(Weak::upgrade) {
-            return process.agrees(wish.surroundings).map(|()| process);
+        groups.retain(|_, processes| {
+            processes.retain(|process| process.strong_count() > 0);
+            !processes.is_empty()
+        });
+        let name = group.name(wish.file);
+        let processes = groups.entry(group).or_default();
+        if let Some(process) = processes.iter().filter_map(Weak::upgrade).find(fits) {
+            return process;
         }
-        let process = examiner.take().filter(|process| process.surroundings == *wish.surroundings);
-        let process = process.unwrap_or_else(|| Process::new(wish));
-        *lock(&process.name) = group.name(wish.file);
-        groups.insert(group, Arc::downgrade(&process));
-        Ok(process)
+        let process = examiner.take().filter(fits).unwrap_or_else(|| Process::new(wish));
+        *lock(&process.name) = name;
+        processes.push(Arc::downgrade(&process));
+        process
     }
 }
 
@@ -173,10 +178,9 @@ impl Group {
 pub(crate) async fn describe(launcher: &Launcher, file: &PluginFile) -> Result<Description, Failure> {
     let surroundings = Surroundings::default();
     let wish = Wish { launcher, file, surroundings: &surroundings, isolation: None };
-    let link = Process::new(&wish).link().await?;
-    let described = load(&link, file).await.map(|(_, description)| description);
-    link.dismiss();
-    described
+    let process = Process::new(&wish); // ends with this function
+    let link = process.link().await?;
+    load(&link, file).await.map(|(_, description)| description)
 }
 
 async fn load(link: &Arc<Link>, file: &PluginFile) -> Result<(u32, Description), Failure> {
@@ -304,20 +308,6 @@ impl Process {
 
     fn is_up(&self) -> bool {
         lock(&self.record).pid.is_some()
-    }
-
-    /// Stores share a process only where they want the same of it.
-    fn agrees(&self, surroundings: &Surroundings) -> Result<(), Failure> {
-        if self.surroundings == *surroundings {
-            return Ok(());
-        }
-        let others: Vec<_> = self.stores().iter().map(|store| format!("`{}`", store.name())).collect();
-        Err(Failure::invalid(format!(
-            "it shares the process `{}` with {}, but its env, workdir, user, groups, core_dumps, limits.memory or \
-             limits.stuck_after differ; make them the same, or give it an isolation_group of its own",
-            self.name(),
-            others.join(", ")
-        )))
     }
 
     /// The running process; started where there is none.

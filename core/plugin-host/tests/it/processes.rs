@@ -193,9 +193,13 @@ async fn stores_of_one_plugin_share_a_process_and_stores_of_another_group_do_not
         in_process(spec);
         spec.surroundings = Surroundings { memory: 2 << 30, ..Surroundings::default() };
     });
-    let failure = four.open().await.unwrap_err();
-    assert_eq!(failure.class, Class::InvalidInput);
-    assert!(failure.message.contains("limits.memory") && failure.message.contains("`one`"), "{failure}");
+    four.open().await.unwrap();
+    assert_eq!(
+        pids(&rig).len(),
+        3,
+        "what it wants of its process is something else: {:?}",
+        rig.host.processes()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
