@@ -30,6 +30,7 @@ use rustix::time::{ClockId, clock_gettime};
 use closed_loop::{is_measured, load};
 use world::{Files, Server, skis};
 
+const CONNECTIONS: usize = 4;
 const IN_FLIGHT: usize = 16;
 
 fn main() {
@@ -49,7 +50,7 @@ fn main() {
     let skis = skis();
     for (name, opcode) in [("p256", Opcode::ECDSA_SIGN_SHA256), ("rsa", Opcode::RSA_SIGN_SHA256)] {
         let bare = bare(&files, name, time);
-        let load = load(&files, &server, (skis[name], opcode), IN_FLIGHT, time);
+        let load = load(&files, &server, (skis[name], opcode), (CONNECTIONS, IN_FLIGHT), time);
         println!(
             "{name:10} {:>10.0} {:>14.1} {bare:>12.1} {:>7.2} {:>9.0} {:>9.0}",
             load.rate,

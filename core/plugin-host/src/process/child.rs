@@ -7,6 +7,7 @@ use std::{
     collections::{HashMap, VecDeque},
     fs::File,
     io::{self, IoSlice, Read, Write},
+    num::NonZero,
     os::unix::net::UnixStream,
     path::Path,
     process::ExitCode,
@@ -15,10 +16,15 @@ use std::{
         atomic::{AtomicU32, AtomicU64, Ordering},
         mpsc,
     },
+    thread,
     time::{Duration, Instant},
 };
 
-use keystead_plugin_api::{Code, Error, Isolation};
+use keystead_plugin_api::{
+    Code, Error, Isolation,
+    abi::{LANE_HOUSEKEEPING, LANE_INLINE},
+    algorithm::Operation,
+};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -37,6 +43,14 @@ use crate::{
 
 /// How many frames leave in one system call.
 const BATCH: usize = 64;
+
+/// How many brief calls a thread makes in turn, at least: fewer aren't worth waking another.
+const IN_TURN: usize = 4;
+
+/// How long an answer is held back for those of the calls behind it, about.
+const HELD_BACK: Duration = Duration::from_micros(100);
+
+type Frame = Zeroizing<Vec<u8>>;
 
 /// The longest text of an event that is sent to the host, which cuts it anyway, in bytes.
 const EVENT_MAX: usize = 2048;
@@ -98,6 +112,7 @@ struct Process {
     plugins: Mutex<HashMap<u32, Arc<Plugin>>>,
     stores: Mutex<HashMap<u32, Arc<Held>>>,
     workers: Lanes,
+    processors: usize,
 }
 
 /// An open store.
@@ -111,7 +126,14 @@ impl Process {
         let outbox = Arc::new(Outbox::new(socket));
         // As many threads as calls; how many of those there are is the host's to bound.
         let workers = Lanes::new("plugins", 0, u32::MAX, usize::MAX >> 1);
-        Ok(Arc::new(Self { outbox, plugins: Mutex::default(), stores: Mutex::default(), workers }))
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        Ok(Arc::new(Self {
+            outbox,
+            plugins: Mutex::default(),
+            stores: Mutex::default(),
+            workers,
+            processors,
+        }))
     }
 
     /// Takes orders until the host closes the socket.
@@ -123,13 +145,16 @@ impl Process {
                 return Ok(());
             }
             inbox.filled(bytes);
+            let mut brief = Vec::new();
             while let Some(frame) = inbox.next().map_err(io::Error::other)? {
-                self.take(wire::message(frame).map_err(io::Error::other)?)?;
+                self.take(wire::message(frame).map_err(io::Error::other)?, &mut brief)?;
             }
+            self.perform_in_turn(brief);
         }
     }
 
-    fn take(self: &Arc<Self>, order: Order<'_>) -> io::Result<()> {
+    /// Carries an order out, or has a thread do it; calls of class inline are put with the others of the same read.
+    fn take(self: &Arc<Self>, order: Order<'_>, brief: &mut Vec<Task>) -> io::Result<()> {
         match order {
             Order::Confine { .. } => return Err(io::Error::other("it is confined already")),
             Order::Load { call, plugin, file, sha256 } => self.work(move |process| {
@@ -154,7 +179,14 @@ impl Process {
                     process.outbox.done(call, health.as_ref().map(|generation| Reply::Health(*generation)));
                 })
             }
-            Order::Perform { call, store, work } => self.perform(call, store, &work),
+            Order::Perform { call, store, work } => match lock(&self.stores).get(&store).cloned() {
+                Some(held) if work.lane == LANE_INLINE => brief.push(Task::new(call, held, &work)),
+                Some(held) => {
+                    let task = Task::new(call, held, &work);
+                    self.work(move |process| process.outbox.send(task.run()));
+                }
+                None => self.outbox.done(call, Err(&no_such("store"))),
+            },
             Order::Close { call, store, grace } => self.close(call, store, grace),
             Order::Told { ask, told } => self.outbox.told(ask, told),
         }
@@ -224,17 +256,24 @@ impl Process {
         self.outbox.done(call, listing.as_ref().map(|_| Reply::Done));
     }
 
-    fn perform(self: &Arc<Self>, call: u64, store: u32, work: &wire::Work<'_>) {
-        let (operation, algorithm, lane) = (work.operation(), work.algorithm, work.lane);
-        let (key, input, id) = (work.key.to_vec(), work.input.to_vec(), work.request_id.to_owned());
-        let (deadline, capacity) = (deadline(work.nanos_left), work.capacity as usize);
-        self.with(call, store, move |process, held| {
-            let mut out = vec![0; capacity];
-            let context = Call { lane, deadline, request_id: &id };
-            let done = held.instance.perform(&context, operation, &key, algorithm, &input, &mut out);
-            let result = done.as_ref().map(|len| Reply::Result(out.get(..*len).unwrap_or_default()));
-            process.outbox.done(call, result);
-        });
+    /// Has as many threads as there are processors make brief calls, each several in turn: to wake a thread for each, and
+    /// to write each answer by itself, would cost as much as the call.
+    fn perform_in_turn(self: &Arc<Self>, mut tasks: Vec<Task>) {
+        while !tasks.is_empty() {
+            let some = tasks.len().div_ceil(self.processors).max(IN_TURN).min(tasks.len());
+            let some: Vec<Task> = tasks.drain(..some).collect();
+            self.work(move |process| {
+                let (mut answers, mut since) = (Vec::new(), Instant::now());
+                for task in some {
+                    answers.extend(task.run());
+                    if since.elapsed() > HELD_BACK {
+                        process.outbox.send(answers.drain(..));
+                        since = Instant::now();
+                    }
+                }
+                process.outbox.send(answers);
+            });
+        }
     }
 
     fn close(self: &Arc<Self>, call: u64, store: u32, grace: Duration) {
@@ -247,6 +286,59 @@ impl Process {
             None => self.outbox.done(call, Err(&no_such("store"))),
         }
     }
+}
+
+/// One call to a key.
+struct Task {
+    call: u64,
+    held: Arc<Held>,
+    operation: Operation,
+    algorithm: u32,
+    lane: u32,
+    deadline: Option<Instant>,
+    capacity: usize,
+    key: Vec<u8>,
+    input: Vec<u8>,
+    request_id: String,
+}
+
+impl Task {
+    fn new(call: u64, held: Arc<Held>, work: &wire::Work<'_>) -> Self {
+        Self {
+            call,
+            held,
+            operation: work.operation(),
+            algorithm: work.algorithm,
+            lane: work.lane,
+            deadline: deadline(work.nanos_left),
+            capacity: work.capacity as usize,
+            key: work.key.to_vec(),
+            input: work.input.to_vec(),
+            request_id: work.request_id.to_owned(),
+        }
+    }
+
+    /// Makes the call; answers with the frame of its answer.
+    fn run(self) -> Option<Frame> {
+        let mut out = vec![0; self.capacity];
+        let context = Call { lane: self.lane, deadline: self.deadline, request_id: &self.request_id };
+        let done = self.held.instance.perform(
+            &context,
+            self.operation,
+            &self.key,
+            self.algorithm,
+            &self.input,
+            &mut out,
+        );
+        let result = done.as_ref().map(|len| Reply::Result(out.get(..*len).unwrap_or_default()));
+        answer(self.call, result)
+    }
+}
+
+/// The frame of an answer; `None` where it is longer than any that is believed.
+fn answer(call: u64, outcome: Result<Reply<'_>, &Refusal>) -> Option<Frame> {
+    let size = if let Ok(Reply::Result(result)) = &outcome { 32 + result.len() } else { 256 };
+    wire::frame(&Message::Done { call, outcome: outcome.map_err(Into::into) }, size).ok()
 }
 
 fn load(file: &Path, sha256: Option<&[u8; 32]>) -> Result<Plugin, Failure> {
@@ -274,7 +366,7 @@ fn deadline(nanos_left: u64) -> Option<Instant> {
 }
 
 fn housekeeping(deadline: Option<Instant>) -> Call<'static> {
-    Call { lane: keystead_plugin_api::abi::LANE_HOUSEKEEPING, deadline, request_id: "" }
+    Call { lane: LANE_HOUSEKEEPING, deadline, request_id: "" }
 }
 
 /// The way to the host. Whoever has something to say while another thread writes leaves it to that one, so that answers
@@ -288,7 +380,7 @@ struct Outbox {
 
 #[derive(Default)]
 struct Waiting {
-    frames: VecDeque<Zeroizing<Vec<u8>>>,
+    frames: VecDeque<Frame>,
     /// Whether a thread is writing; it takes all there is.
     written: bool,
 }
@@ -307,16 +399,19 @@ impl Outbox {
     }
 
     fn done(&self, call: u64, outcome: Result<Reply<'_>, &Refusal>) {
-        let size = if let Ok(Reply::Result(result)) = &outcome { 32 + result.len() } else { 256 };
-        self.post(&Message::Done { call, outcome: outcome.map_err(Into::into) }, size);
+        self.send(answer(call, outcome));
     }
 
     fn post(&self, message: &impl Serialize, size: usize) {
-        let Ok(frame) = wire::frame(message, size) else { return }; // longer than any that is believed
+        self.send(wire::frame(message, size).ok());
+    }
+
+    /// Sends frames, together where there are several.
+    fn send(&self, frames: impl IntoIterator<Item = Frame>) {
         let mut waiting = lock(&self.waiting);
-        waiting.frames.push_back(frame);
+        waiting.frames.extend(frames);
         if waiting.written {
-            return;
+            return; // another thread is at it, and takes these along
         }
         waiting.written = true;
         while !waiting.frames.is_empty() {
@@ -352,7 +447,7 @@ impl Outbox {
     }
 }
 
-fn write_all(mut socket: &UnixStream, batch: &[Zeroizing<Vec<u8>>]) -> io::Result<()> {
+fn write_all(mut socket: &UnixStream, batch: &[Frame]) -> io::Result<()> {
     let mut slices: Vec<IoSlice<'_>> = batch.iter().map(|frame| IoSlice::new(frame)).collect();
     let mut rest = slices.as_mut_slice();
     while !rest.is_empty() {

@@ -22,7 +22,7 @@ use tokio::{
         unix::{OwnedReadHalf, OwnedWriteHalf, pipe},
     },
     sync::{Notify, oneshot, watch},
-    task::spawn_blocking,
+    task::{spawn_blocking, yield_now},
     time::{sleep, timeout},
 };
 use zeroize::Zeroizing;
@@ -352,6 +352,7 @@ impl Link {
     async fn write(self: Arc<Self>, socket: OwnedWriteHalf) {
         loop {
             self.wake.notified().await;
+            yield_now().await; // others that are ready may have calls of their own, which then leave together
             loop {
                 let batch: Vec<Frame> = {
                     let mut outgoing = lock(&self.outgoing);

@@ -15,13 +15,11 @@ use rustls::version::{TLS12, TLS13};
 
 use crate::world::{Files, Server};
 
-const CONNECTIONS: usize = 4;
-
 /// What a load came to.
 pub(crate) struct Load {
     /// Operations per second.
     pub(crate) rate: f64,
-    /// Processor time of the server, µs per operation.
+    /// Processor time of the server and its processes for plugins, µs per operation.
     pub(crate) server: f64,
     /// Sorted, µs.
     latencies: Vec<u64>,
@@ -40,17 +38,17 @@ pub(crate) fn is_measured() -> bool {
     has("--bench") && !has("--test")
 }
 
-/// Loads a server by connections of their own, for a time.
+/// Loads a server by so many connections with so many requests in flight each, for a time.
 pub(crate) fn load(
     files: &Files,
     server: &Server,
     (ski, opcode): (Ski, Opcode),
-    in_flight: usize,
+    (connections, in_flight): (usize, usize),
     time: Duration,
 ) -> Load {
     let tls = files.client_tls(&[&TLS12, &TLS13]);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let clients: Vec<Client> = (0..CONNECTIONS)
+    let clients: Vec<Client> = (0..connections)
         .map(|_| {
             let name = "localhost".try_into().unwrap();
             Client::builder([server.address.to_string()], name, Arc::clone(&tls)).build().unwrap()
@@ -61,7 +59,7 @@ pub(crate) fn load(
             client.sign(ski, opcode, &[1; 32]).await.unwrap(); // connected, and the key proven
         }
         let stop = Arc::new(AtomicBool::new(false));
-        let (before, started) = (cpu(server.pid()), Instant::now());
+        let (before, started) = (cpu(server), Instant::now());
         let workers: Vec<_> = clients
             .iter()
             .flat_map(|client| std::iter::repeat_n(client, in_flight))
@@ -73,7 +71,7 @@ pub(crate) fn load(
         for worker in workers {
             latencies.extend(worker.await.unwrap());
         }
-        let (spent, took) = (cpu(server.pid()) - before, started.elapsed());
+        let (spent, took) = (cpu(server) - before, started.elapsed());
         latencies.sort_unstable();
         let operations = latencies.len() as f64;
         Load {
@@ -94,8 +92,16 @@ async fn worker(client: Client, ski: Ski, opcode: Opcode, stop: Arc<AtomicBool>)
     latencies
 }
 
+/// Processor time of a server and its processes for plugins so far.
+fn cpu(server: &Server) -> Duration {
+    let status = server.status();
+    let processes = status["processes"].as_array().unwrap().iter();
+    let pids = processes.filter_map(|process| u32::try_from(process["pid"].as_u64()?).ok());
+    pids.chain([server.pid()]).map(cpu_of).sum()
+}
+
 /// Processor time of a process so far: `utime` and `stime` of proc(5), in clock ticks of 10 ms.
-fn cpu(pid: u32) -> Duration {
+fn cpu_of(pid: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
