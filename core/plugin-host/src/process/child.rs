@@ -61,7 +61,12 @@ const EVENT_MAX: usize = 2048;
 /// Call it before anything else: no thread may run yet.
 #[must_use]
 pub fn process_main() -> ExitCode {
-    let status = match begin().and_then(|process| process.serve()) {
+    end(begin().and_then(|process| process.serve()))
+}
+
+/// Ends the process, whatever its threads are about.
+fn end(how: io::Result<()>) -> ! {
+    let status = match how {
         Ok(()) => 0,
         Err(error) => {
             // Standard error leads to the host's log; there is no other place to say it.
@@ -418,8 +423,10 @@ impl Outbox {
             let batch = waiting.frames.len().min(BATCH);
             let batch: Vec<_> = waiting.frames.drain(..batch).collect();
             drop(waiting);
-            // Where the host is gone, the reader sees it, and ends the process.
-            let _ = write_all(&self.socket, &batch);
+            // The host is gone, or a plugin has closed what isn't its own. The reader needn't see that: its call goes on.
+            if let Err(error) = write_all(&self.socket, &batch) {
+                end(Err(error));
+            }
             waiting = lock(&self.waiting);
         }
         waiting.written = false;
