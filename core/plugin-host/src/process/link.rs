@@ -8,7 +8,7 @@ use std::{
     process::{Child, ExitStatus},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -69,8 +69,6 @@ pub(super) struct Link {
     sides: RwLock<HashMap<u32, &'static dyn HostSide>>,
     loaded: tokio::sync::Mutex<HashMap<(u64, u64), (u32, Description)>>,
     numbers: AtomicU32,
-    /// Milliseconds from the start to when something came back last.
-    heard: AtomicU64,
     /// No call gets through any more.
     closed: AtomicBool,
     /// Why the host ended it.
@@ -176,7 +174,6 @@ impl Link {
             sides: RwLock::default(),
             loaded: tokio::sync::Mutex::default(),
             numbers: AtomicU32::new(0),
-            heard: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             verdict: Mutex::default(),
             gone: watch::Sender::new(false),
@@ -216,16 +213,15 @@ impl Link {
         let _ = lock(&self.child).kill(); // fails only where it is dead already
     }
 
-    /// How long nothing has come back.
-    pub(super) fn silence(&self) -> Duration {
-        self.started.elapsed().saturating_sub(Duration::from_millis(self.heard.load(Ordering::Relaxed)))
-    }
-
-    /// How long the longest call of a store has been going on.
-    pub(super) fn longest_call(&self, store: &str) -> Duration {
+    /// How long all lanes of a store have been in calls to its keys of which none has come back: as long as the youngest
+    /// of these. Neither its health nor what it says counts, which other threads may see to.
+    pub(super) fn stuck_for(&self, store: &str, lanes: u32) -> Duration {
         let calls = lock(&self.calls);
-        let of_store = calls.pending.values().filter(|pending| &*pending.about.store == store);
-        of_store.map(|pending| pending.since.elapsed()).max().unwrap_or_default()
+        let calls =
+            calls.pending.values().filter(|call| call.about.key.is_some() && &*call.about.store == store);
+        let since: Vec<_> = calls.map(|call| call.since).collect();
+        let youngest = since.iter().max().filter(|_| since.len() >= lanes as usize);
+        youngest.map(Instant::elapsed).unwrap_or_default()
     }
 
     /// A number for a store.
@@ -341,8 +337,6 @@ impl Link {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(_) => return Err(None),
             }
-            let since = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            self.heard.store(since, Ordering::Relaxed);
             while let Some(frame) = inbox.next()? {
                 self.take(wire::message(frame)?)?;
             }

@@ -308,13 +308,13 @@ impl Remote {
         });
     }
 
-    /// Ends the process where all lanes are in calls and nothing has come back for too long.
+    /// Ends the process where all lanes are in calls and none has come back for too long.
     fn look_for_stuck_calls(&self, link: &Link) {
         let limit = self.placed.process.stuck_after();
-        let (busy, _) = self.lanes.load();
-        if busy >= self.lanes.lanes() && link.silence() >= limit && link.longest_call(&self.name) >= limit {
+        let (lanes, (busy, _)) = (self.lanes.lanes(), self.lanes.load());
+        if busy >= lanes && link.stuck_for(&self.name, lanes) >= limit {
             link.condemn(format!(
-                "all {busy} lanes of store `{}` were stuck in calls, and nothing came back for {limit:?}",
+                "all {lanes} lanes of store `{}` were stuck in calls, and none came back for {limit:?}",
                 self.name
             ));
         }

@@ -241,7 +241,7 @@ async fn a_process_whose_every_call_hangs_is_ended_and_started_anew() {
     sign(&store, &key(&listing, "well"), "r7", PATIENCE).await.unwrap();
     let death = rig.host.processes().remove(0).last_death.unwrap();
     assert!(
-        death.contains("all 2 lanes of store `stuck` were stuck in calls, and nothing came back for 1s"),
+        death.contains("all 2 lanes of store `stuck` were stuck in calls, and none came back for 1s"),
         "{death}"
     );
 }
