@@ -22,7 +22,7 @@ use tokio::{
         unix::{OwnedReadHalf, OwnedWriteHalf, pipe},
     },
     sync::{Notify, oneshot, watch},
-    task::{spawn_blocking, yield_now},
+    task::{consume_budget, spawn_blocking, yield_now},
     time::{sleep, timeout},
 };
 use zeroize::Zeroizing;
@@ -339,6 +339,7 @@ impl Link {
             }
             while let Some(frame) = inbox.next()? {
                 self.take(wire::message(frame)?)?;
+                consume_budget().await; // one that never stops talking must leave a turn to the others
             }
         }
     }
