@@ -3,6 +3,7 @@
 
 mod calls;
 mod closing;
+mod deadly;
 mod gate;
 mod listing;
 mod loading;
