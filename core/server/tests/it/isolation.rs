@@ -26,7 +26,7 @@ fn in_a_process(files: &Files, key: &str, options: &str) -> String {
 }
 
 /// The processes that the server tells of.
-fn processes(server: &Server) -> Vec<Value> {
+pub(crate) fn processes(server: &Server) -> Vec<Value> {
     server.status()["processes"].as_array().unwrap().clone()
 }
 
@@ -59,7 +59,7 @@ fn proc(pid: Pid, name: &str) -> Option<String> {
 }
 
 /// A line of such a file by what it begins with, and what comes then.
-fn proc_line(pid: Pid, name: &str, field: &str) -> String {
+pub(crate) fn proc_line(pid: Pid, name: &str, field: &str) -> String {
     let content = proc(pid, name).unwrap();
     let line = content.lines().find_map(|line| line.strip_prefix(field));
     line.unwrap_or_else(|| panic!("no {field} in {content}")).split_whitespace().collect::<Vec<_>>().join(" ")
@@ -72,7 +72,7 @@ fn sockets(folder: String) -> BTreeSet<String> {
 }
 
 /// Whether a process is there and not only its name, until somebody asks how it ended.
-fn is_alive(pid: Pid) -> bool {
+pub(crate) fn is_alive(pid: Pid) -> bool {
     let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()));
     status.is_ok_and(|status| !status.contains("State:\tZ"))
 }

@@ -8,6 +8,7 @@ mod administration;
 mod backends;
 mod clients;
 mod command_line;
+mod deadly;
 mod exchanges;
 mod isolation;
 mod matrix;
