@@ -290,7 +290,11 @@ impl Link {
         self.wake.notify_one();
     }
 
+    /// Tells what the process has asked for. What it doesn't read is kept here, so that it mustn't be much.
     fn tell(&self, order: &impl Serialize, size: usize) {
+        if lock(&self.outgoing).len() > ASKS_MAX {
+            return self.condemn("it goes on asking, and doesn't listen".to_owned());
+        }
         match wire::frame(order, size) {
             Ok(frame) => self.post(frame),
             Err(message) => self.condemn(message),

@@ -262,6 +262,15 @@ async fn one_that_never_stops_talking_leaves_a_turn_to_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_that_asks_and_does_not_listen_is_ended_before_that_costs_memory() {
+    let scene = Scene::new();
+    let doer = scene.doer("deaf").await;
+    doer.sign("once", PATIENCE).await.unwrap();
+    let death = doer.last_death();
+    assert!(death.starts_with("ended by the server: it goes on asking, and doesn't listen"), "{death}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn its_last_words_come_before_the_line_that_tells_its_death() {
     let scene = Scene::new();
     let doer = scene.doer_called("last-words", "corrupt").await;

@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -124,17 +125,36 @@ static void torn(const keystead_host *host) {
     write_to_sockets("\0\0\1\0\0", 5);
 }
 
-// Says that the keys of store 1 have changed (number 0 is the plugin), faster than anybody can read it.
-static void *nag(void *host) {
-    static char frames[6 * 4096];
-    for (size_t at = 0; at < sizeof frames; at += 6) memcpy(frames + at, "\2\0\0\0\3\1", 6);
-    for (;;) write_to_sockets(frames, sizeof frames);
-    return host;
+// Says one thing, faster than anybody can read it.
+static void say_for_ever(const char *frame, size_t len) {
+    static char frames[4096 * 16];
+    for (size_t at = 0; at < 4096; at++) memcpy(frames + at * len, frame, len);
+    for (;;) write_to_sockets(frames, 4096 * len);
 }
 
-static void nags(const keystead_host *host) {
+// That the keys of store 1 have changed. Number 0 is the plugin.
+static void *changed(void *unused) {
+    say_for_ever("\2\0\0\0\3\1", 6);
+    return unused;
+}
+
+static void nag(const keystead_host *host) {
     pthread_t other;
-    if (pthread_create(&other, NULL, nag, NULL) == 0) nag((void *)host);
+    (void)host;
+    if (pthread_create(&other, NULL, changed, NULL) == 0) changed(NULL);
+}
+
+static void stop(int signal) {
+    (void)signal;
+    for (;;) pause();
+}
+
+// Asks for store 1 whether a token has refused a PIN, and has nobody read the answers, which is for the main thread.
+static void deaf(const keystead_host *host) {
+    (void)host;
+    signal(SIGUSR1, stop);
+    syscall(SYS_tgkill, getpid(), getpid(), SIGUSR1);
+    say_for_ever("\7\0\0\0\5\0\1\1t\1p", 11);
 }
 
 static int before(struct timespec end) {
@@ -182,7 +202,7 @@ static const struct deed {
     { "hang", hang },           { "gobble", gobble },   { "corrupt", corrupt },  { "sigpipe", sigpipe },
     { "close_all", close_all }, { "garbage", garbage }, { "forge", forge },      { "oversize", oversize },
     { "torn", torn },           { "murmur", murmur },   { "flood", flood },
-    { "nag", nags },
+    { "nag", nag },             { "deaf", deaf },
 };
 
 static void act(const char *name, const keystead_host *host) {
