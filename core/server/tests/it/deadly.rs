@@ -100,7 +100,7 @@ fn doer(files: &Files, deed: &str) -> String {
     let deadline = if ENDLESS.contains(&deed) { "deadline: 200ms, " } else { "" };
     format!(
         "- {{name: does-{deed}, plugin: deadly, prove: never, isolation_group: {deed}, secrets: {{pin: {{file: {}}}}}, \
-         limits: {{{deadline}lanes: 1, queue: 16, memory: 256MiB, stuck_after: 1s}}, \
+         limits: {{{deadline}lanes: 1, queue: 16, memory: 128MiB, stuck_after: 1s}}, \
          config: {{keys: [{{name: {deed}-well}}, {{name: {deed}-once, sign: \"{deed}\", once: {}}}, \
          {{name: {deed}-always, sign: \"{deed}\"}}]}}}}\n",
         pin.display(),
