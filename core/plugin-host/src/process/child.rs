@@ -423,7 +423,7 @@ impl Outbox {
             let batch = waiting.frames.len().min(BATCH);
             let batch: Vec<_> = waiting.frames.drain(..batch).collect();
             drop(waiting);
-            // The host is gone, or a plugin has closed what isn't its own. The reader needn't see that: its call goes on.
+            // The host is gone, or a plugin has closed what isn't its own, which the reader doesn't see while it waits.
             if let Err(error) = write_all(&self.socket, &batch) {
                 end(Err(error));
             }

@@ -213,8 +213,8 @@ impl Link {
         let _ = lock(&self.child).kill(); // fails only where it is dead already
     }
 
-    /// How long all lanes of a store have been in calls to its keys of which none has come back: as long as the youngest
-    /// of these. Neither its health nor what it says counts, which other threads may see to.
+    /// How long all lanes of a store have been in calls to its keys of which none has come back: as long as the
+    /// youngest of these. Neither its health nor what it says counts, which other threads may see to.
     pub(super) fn stuck_for(&self, store: &str, lanes: u32) -> Duration {
         let calls = lock(&self.calls);
         let calls =

@@ -308,10 +308,10 @@ async fn one_that_dies_in_every_call_is_started_five_times_and_logs_in_as_often(
     let scene = Scene::new();
     let attempts = scene.file("attempts");
     let keys = json!([{"name": "well"}, {"name": "always", "sign": "null"}]);
-    let store = scene.store("doomed", json!({"keys": keys, "open": "login", "attempts": attempts}));
+    let store = scene.store("cursed", json!({"keys": keys, "open": "login", "attempts": attempts}));
     let listing = opened(&store).await;
     let failure = loop {
-        let failure = sign(&store, &key(&listing, "always"), "doomed", PATIENCE).await.unwrap_err();
+        let failure = sign(&store, &key(&listing, "always"), "cursed", PATIENCE).await.unwrap_err();
         if failure.message.contains("too often") {
             break failure;
         }
@@ -322,7 +322,7 @@ async fn one_that_dies_in_every_call_is_started_five_times_and_logs_in_as_often(
         sign(&store, &key(&listing, "well"), "in vain", PATIENCE).await.unwrap_err();
         sleep(Duration::from_millis(20)).await;
     }
-    let process = scene.process("doomed");
+    let process = scene.process("cursed");
     assert_eq!((process.pid, process.restarts), (None, 4), "{process:?}");
     assert_eq!(fs::read(attempts).unwrap().len(), 5, "one attempt for each start");
 }

@@ -218,8 +218,8 @@ static void attempt(const char *file) {
     close(attempts);
 }
 
-// Presents its PIN, to a token that is called as the file: `login` to one that accepts it, `crash` in the middle of that, and `wrong_pin` to one that
-// refuses it, and just after that.
+// Presents its PIN, to a token that is called as the file: `login` to one that accepts it, `crash` in the middle of
+// that, and `wrong_pin` to one that refuses it, after which it crashes.
 static uint32_t present(struct store *store, const char *deed, const char *file, keystead_report *report) {
     void *context = store->host->context;
     const keystead_credentials *credentials =
