@@ -7,6 +7,7 @@
 //! ```
 
 mod breaker;
+mod calls;
 mod child;
 mod confine;
 mod crash;

@@ -17,7 +17,8 @@ use zeroize::Zeroizing;
 
 use super::{
     PluginFile, Surroundings, Wish,
-    link::{About, CallError, Expects, Given, Link},
+    calls::{About, CallError, Expects, Given},
+    link::Link,
     registry::Process,
     wire::{Order, Work},
 };

@@ -1,9 +1,9 @@
 //! The host's end of one running process: calls go out in batches and come back in any order. What comes back is
-//! distrusted: an answer to a call that nobody made, of another kind or longer than asked for, ends the process.
+//! distrusted, and whatever it may not say ends the process.
 
 use std::{
     collections::{HashMap, VecDeque},
-    fmt, io,
+    io,
     os::unix::process::ExitStatusExt,
     process::{Child, ExitStatus},
     sync::{
@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use keystead_plugin_api::{Code, Error, Isolation};
+use keystead_plugin_api::Code;
 use serde::Serialize;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader},
@@ -21,7 +21,7 @@ use tokio::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf, pipe},
     },
-    sync::{Notify, oneshot, watch},
+    sync::{Notify, watch},
     task::{consume_budget, spawn_blocking, yield_now},
     time::{sleep, timeout},
 };
@@ -29,19 +29,14 @@ use zeroize::Zeroizing;
 
 use super::{
     PluginFile,
+    calls::{About, Answer, CallError, Calls, Expects, Given},
     crash::{self, Crash, Death},
     gate::Lane,
     launch::Launched,
     quota::Quota,
-    wire::{self, Inbox, Message, Order, Reply, Told},
+    wire::{self, Fault, Inbox, Message, Order, Reply, Told},
 };
-use crate::{
-    Description,
-    failure::tame,
-    instance::{RawListing, Refusal},
-    native::ENTRIES_MAX,
-    services::HostSide,
-};
+use crate::{Description, failure::tame, instance::Refusal, services::HostSide};
 
 /// How many questions of a process may be open at once: it has one for each thread at most.
 const ASKS_MAX: usize = 4096;
@@ -63,7 +58,7 @@ pub(super) struct Link {
     child: Mutex<Child>,
     outgoing: Mutex<VecDeque<Frame>>,
     wake: Notify,
-    calls: Mutex<Calls>,
+    calls: Calls,
     asks: AtomicU32,
     quota: Mutex<Quota>,
     sides: RwLock<HashMap<u32, &'static dyn HostSide>>,
@@ -88,65 +83,6 @@ enum Ending {
     Misbehaved(String),
 }
 
-#[derive(Default)]
-struct Calls {
-    next: u64,
-    pending: HashMap<u64, Pending>,
-}
-
-/// A call that hasn't come back.
-struct Pending {
-    answer: oneshot::Sender<Result<Given, Refusal>>,
-    expects: Expects,
-    about: About,
-    since: Instant,
-    /// Given back when the call comes back, or the process is gone.
-    _lane: Option<Lane>,
-}
-
-/// What a call may be answered with.
-pub(super) enum Expects {
-    Done,
-    /// That a store of this number is open; it is closed where nobody waits for it any more.
-    Opened(u32),
-    Confined,
-    Loaded,
-    Group,
-    Health,
-    Listing(RawListing),
-    /// As many bytes at most.
-    Result(usize),
-}
-
-/// What a call gave.
-#[derive(Debug)]
-pub(super) enum Given {
-    Done,
-    Text(Option<String>),
-    Loaded(Description),
-    Health(u64),
-    Listing(RawListing),
-    Result(Vec<u8>),
-}
-
-/// What a call is about, for the line that tells a death.
-#[derive(Clone)]
-pub(super) struct About {
-    pub(super) doing: &'static str,
-    pub(super) key: Option<Arc<crate::Key>>,
-    pub(super) store: Arc<str>,
-}
-
-impl fmt::Display for About {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.doing)?;
-        if let Some(key) = &self.key {
-            write!(f, " with key `{}`", key.label())?;
-        }
-        if self.store.is_empty() { Ok(()) } else { write!(f, " of store `{}`", self.store) }
-    }
-}
-
 /// How a process ended.
 pub(super) enum End {
     /// As it was meant to.
@@ -168,7 +104,7 @@ impl Link {
             child: Mutex::new(child),
             outgoing: Mutex::default(),
             wake: Notify::new(),
-            calls: Mutex::default(),
+            calls: Calls::default(),
             asks: AtomicU32::new(0),
             quota: Mutex::default(),
             sides: RwLock::default(),
@@ -213,15 +149,9 @@ impl Link {
         let _ = lock(&self.child).kill(); // fails only where it is dead already
     }
 
-    /// How long all lanes of a store have been in calls to its keys of which none has come back: as long as the
-    /// youngest of these. Neither its health nor what it says counts, which other threads may see to.
+    /// How long all lanes of a store have been in calls to its keys of which none has come back; see [`Calls`].
     pub(super) fn stuck_for(&self, store: &str, lanes: u32) -> Duration {
-        let calls = lock(&self.calls);
-        let calls =
-            calls.pending.values().filter(|call| call.about.key.is_some() && &*call.about.store == store);
-        let since: Vec<_> = calls.map(|call| call.since).collect();
-        let youngest = since.iter().max().filter(|_| since.len() >= lanes as usize);
-        youngest.map(Instant::elapsed).unwrap_or_default()
+        self.calls.stuck_for(store, lanes)
     }
 
     /// A number for a store.
@@ -262,27 +192,18 @@ impl Link {
         size: usize,
         order: impl FnOnce(u64) -> Order<'o>,
     ) -> Result<Answer, CallError> {
-        let (answer, given) = oneshot::channel();
-        let pending = Pending { answer, expects, about, since: Instant::now(), _lane: lane };
-        let call = {
-            let mut calls = lock(&self.calls);
-            // Under the lock: what is pending when the process goes is let go by `abandon`, which takes it too.
-            if self.is_closed() {
-                return Err(CallError::Gone);
-            }
-            let call = calls.next;
-            calls.next += 1;
-            calls.pending.insert(call, pending);
-            call
-        };
+        if self.is_closed() {
+            return Err(CallError::Gone);
+        }
+        let (call, answer) = self.calls.begin(expects, lane, about)?;
         match wire::frame(&order(call), size) {
             Ok(frame) => self.post(frame),
             Err(message) => {
-                lock(&self.calls).pending.remove(&call);
+                self.calls.withdraw(call);
                 return Err(Refusal::new(Code::InvalidInput, message).into());
             }
         }
-        Ok(Answer(given))
+        Ok(answer)
     }
 
     fn post(&self, frame: Frame) {
@@ -311,7 +232,8 @@ impl Link {
         let writer = tokio::spawn(Arc::clone(&self).write(writing));
         let output = tokio::spawn(forward(output, self.pid));
         let read = self.read(&reading).await;
-        let last = self.abandon();
+        self.closed.store(true, Ordering::Release);
+        let last = self.calls.abandon();
         writer.abort();
         if let Err(Some(violation)) = read {
             self.condemn(violation);
@@ -368,21 +290,6 @@ impl Link {
         }
     }
 
-    /// Lets go of every call, since none will come back. Answers what the last was about, and how many there were.
-    fn abandon(&self) -> Option<String> {
-        let pending = {
-            let mut calls = lock(&self.calls);
-            self.closed.store(true, Ordering::Release);
-            std::mem::take(&mut calls.pending)
-        };
-        let last = pending.iter().max_by_key(|(call, _)| **call);
-        let others = pending.len().saturating_sub(1);
-        last.map(|(_, last)| match others {
-            0 => last.about.to_string(),
-            others => format!("{} ({others} other calls in flight)", last.about),
-        })
-    }
-
     /// Waits for the process to end; kills it where its socket is closed and it still lives.
     async fn wait(self: Arc<Self>) -> io::Result<ExitStatus> {
         let until = Instant::now() + LAST_WORDS;
@@ -405,19 +312,7 @@ impl Link {
     fn take(self: &Arc<Self>, message: Message<'_>) -> Result<(), String> {
         match message {
             Message::Done { call, outcome } => self.done(call, outcome),
-            Message::Page { call, keys, findings } => {
-                let mut calls = lock(&self.calls);
-                match calls.pending.get_mut(&call).map(|pending| &mut pending.expects) {
-                    Some(Expects::Listing(listing)) => {
-                        wire::collect(listing, &keys, &findings);
-                        match listing.keys.len().max(listing.findings.len()) > ENTRIES_MAX {
-                            true => Err(format!("it lists more than {ENTRIES_MAX} keys or findings")),
-                            false => Ok(()),
-                        }
-                    }
-                    _ => Err("it sent a page of a listing that nobody asked for".to_owned()),
-                }
-            }
+            Message::Page { call, keys, findings } => self.calls.page(call, &keys, &findings),
             Message::Log { store, event } => {
                 let side = self.side(store)?;
                 if lock(&self.quota).allows(self.pid) {
@@ -450,18 +345,8 @@ impl Link {
             .ok_or_else(|| format!("it speaks of store number {store}, which there isn't"))
     }
 
-    fn done(&self, call: u64, outcome: Result<Reply<'_>, wire::Fault<'_>>) -> Result<(), String> {
-        let pending = lock(&self.calls).pending.remove(&call);
-        let Some(Pending { answer, expects, .. }) = pending else {
-            return Err("it answered a call that nobody made, or one twice".to_owned());
-        };
-        let opened = if let Expects::Opened(store) = expects { Some(store) } else { None };
-        let given = match outcome {
-            Err(fault) => Err(fault.into_refusal()),
-            Ok(reply) => Ok(expects.given(reply)?),
-        };
-        let abandoned = answer.send(given).is_err_and(|given| given.is_ok());
-        if let Some(store) = opened.filter(|_| abandoned) {
+    fn done(&self, call: u64, outcome: Result<Reply<'_>, Fault<'_>>) -> Result<(), String> {
+        if let Some(store) = self.calls.done(call, outcome)? {
             self.close_unasked(store);
         }
         Ok(())
@@ -494,68 +379,6 @@ impl Link {
         });
         Ok(())
     }
-}
-
-/// What comes of a call.
-pub(super) struct Answer(oneshot::Receiver<Result<Given, Refusal>>);
-
-/// Why a call gave nothing.
-#[derive(Debug)]
-pub(super) enum CallError {
-    /// The process is gone.
-    Gone,
-    /// What the plugin answered.
-    Refused(Refusal),
-}
-
-impl From<Refusal> for CallError {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
-impl Answer {
-    pub(super) async fn given(self) -> Result<Given, CallError> {
-        match self.0.await {
-            Ok(given) => given.map_err(CallError::Refused),
-            Err(_) => Err(CallError::Gone),
-        }
-    }
-}
-
-impl About {
-    pub(super) fn new(doing: &'static str, store: &str) -> Self {
-        Self { doing, key: None, store: store.into() }
-    }
-}
-
-impl Expects {
-    /// What a reply gives; an error where it is none to this call.
-    fn given(self, reply: Reply<'_>) -> Result<Given, String> {
-        Ok(match (self, reply) {
-            (Self::Done | Self::Opened(_), Reply::Done) => Given::Done,
-            (Self::Listing(listing), Reply::Done) => Given::Listing(listing),
-            (Self::Confined, Reply::Confined(text)) => Given::Text(Some(tame(text.as_bytes(), 1024))),
-            (Self::Group, Reply::Group(name)) => Given::Text(name.map(|name| tame(name.as_bytes(), 4096))),
-            (Self::Health, Reply::Health(generation)) => Given::Health(generation),
-            (Self::Loaded, Reply::Loaded(said)) => Given::Loaded(described(&said)?),
-            (Self::Result(most), Reply::Result(result)) if result.len() <= most => {
-                Given::Result(result.to_vec())
-            }
-            (Self::Result(_), Reply::Result(_)) => {
-                return Err("its result is longer than asked for".to_owned());
-            }
-            _ => return Err("it answered a call with something else".to_owned()),
-        })
-    }
-}
-
-fn described(said: &wire::Described<'_>) -> Result<Description, String> {
-    let [name, version, vendor] = [said.name, said.version, said.vendor].map(str::as_bytes);
-    let mut description = Description::checked(name, version, vendor, said.schema.as_bytes())?;
-    description.isolation = if said.process { Isolation::Process } else { Isolation::Inline };
-    description.lanes_max = said.lanes_max.filter(|lanes| *lanes > 0);
-    Ok(description)
 }
 
 fn during(last: &Option<String>) -> String {
@@ -600,15 +423,4 @@ async fn forward(output: pipe::Receiver, pid: u32) -> Option<Crash> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl From<CallError> for crate::Failure {
-    fn from(error: CallError) -> Self {
-        match error {
-            CallError::Gone => {
-                Error::new(Code::Unavailable, "the plugin's process died during the call").into()
-            }
-            CallError::Refused(refusal) => refusal.into(),
-        }
-    }
 }

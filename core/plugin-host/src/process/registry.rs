@@ -13,9 +13,10 @@ use tokio::time::timeout;
 use super::{
     Launcher, PluginFile, ProcessStatus, Remote, Surroundings,
     breaker::{Breaker, Verdict},
+    calls::{About, CallError, Expects, Given},
     confine::{self, Confinement},
     launch::launch,
-    link::{About, CallError, End, Expects, Given, Link},
+    link::{End, Link},
     wire::Order,
 };
 use crate::{

@@ -21,8 +21,9 @@ use tokio::{
 use tracing::level_filters::LevelFilter;
 
 use super::{
+    calls::{About, Answer, CallError, Expects, Given},
     gate::{Gate, Lane, NoLane},
-    link::{About, Answer, CallError, Expects, Given, Link},
+    link::Link,
     registry::{NotNow, Placed, StartError},
     wire::{Order, Work},
 };

@@ -1,0 +1,263 @@
+//! The calls to one process that haven't come back, and what may come back: an answer to a call that nobody made, of
+//! another kind or longer than asked for, is a violation, in words. No I/O.
+
+use std::{
+    collections::HashMap,
+    fmt, mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use keystead_plugin_api::{Code, Error, Isolation};
+use tokio::sync::oneshot;
+
+use super::{
+    gate::Lane,
+    wire::{self, Described, Entry, Fault, Remark, Reply},
+};
+use crate::{
+    Description,
+    failure::tame,
+    instance::{RawListing, Refusal},
+    native::ENTRIES_MAX,
+};
+
+/// The calls that haven't come back.
+#[derive(Default)]
+pub(super) struct Calls(Mutex<Ledger>);
+
+#[derive(Default)]
+struct Ledger {
+    next: u64,
+    pending: HashMap<u64, Pending>,
+    /// None will come back any more.
+    closed: bool,
+}
+
+/// A call that hasn't come back.
+struct Pending {
+    answer: oneshot::Sender<Result<Given, Refusal>>,
+    expects: Expects,
+    about: About,
+    since: Instant,
+    /// Given back when the call comes back, or the process is gone.
+    _lane: Option<Lane>,
+}
+
+impl Calls {
+    /// Notes a call that is about to be made; answers its number, and where it comes back.
+    ///
+    /// # Errors
+    ///
+    /// Where none comes back any more.
+    pub(super) fn begin(
+        &self,
+        expects: Expects,
+        lane: Option<Lane>,
+        about: About,
+    ) -> Result<(u64, Answer), CallError> {
+        let (answer, given) = oneshot::channel();
+        let pending = Pending { answer, expects, about, since: Instant::now(), _lane: lane };
+        let mut ledger = self.ledger();
+        if ledger.closed {
+            return Err(CallError::Gone);
+        }
+        let call = ledger.next;
+        ledger.next += 1;
+        ledger.pending.insert(call, pending);
+        Ok((call, Answer(given)))
+    }
+
+    /// Forgets a call that was not made after all.
+    pub(super) fn withdraw(&self, call: u64) {
+        self.ledger().pending.remove(&call);
+    }
+
+    /// How long all lanes of a store have been in calls to its keys of which none has come back: as long as the
+    /// youngest of these. Neither its health nor what it says counts, which other threads may see to.
+    pub(super) fn stuck_for(&self, store: &str, lanes: u32) -> Duration {
+        let ledger = self.ledger();
+        let of_store =
+            ledger.pending.values().filter(|call| call.about.key.is_some() && &*call.about.store == store);
+        let since: Vec<_> = of_store.map(|call| call.since).collect();
+        let youngest = since.iter().max().filter(|_| since.len() >= lanes as usize);
+        youngest.map(Instant::elapsed).unwrap_or_default()
+    }
+
+    /// Adds a page to the listing that a call gives.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    pub(super) fn page(&self, call: u64, keys: &[Entry<'_>], findings: &[Remark<'_>]) -> Result<(), String> {
+        let mut ledger = self.ledger();
+        match ledger.pending.get_mut(&call).map(|pending| &mut pending.expects) {
+            Some(Expects::Listing(listing)) => {
+                wire::collect(listing, keys, findings);
+                match listing.keys.len().max(listing.findings.len()) > ENTRIES_MAX {
+                    true => Err(format!("it lists more than {ENTRIES_MAX} keys or findings")),
+                    false => Ok(()),
+                }
+            }
+            _ => Err("it sent a page of a listing that nobody asked for".to_owned()),
+        }
+    }
+
+    /// Hands what came back to whoever waits; answers the number of a store that was opened where nobody does any more.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    pub(super) fn done(
+        &self,
+        call: u64,
+        outcome: Result<Reply<'_>, Fault<'_>>,
+    ) -> Result<Option<u32>, String> {
+        let pending = self.ledger().pending.remove(&call);
+        let Some(Pending { answer, expects, .. }) = pending else {
+            return Err("it answered a call that nobody made, or one twice".to_owned());
+        };
+        let opened = if let Expects::Opened(store) = expects { Some(store) } else { None };
+        let given = match outcome {
+            Err(fault) => Err(fault.into_refusal()),
+            Ok(reply) => Ok(expects.given(reply)?),
+        };
+        let abandoned = answer.send(given).is_err_and(|given| given.is_ok());
+        Ok(opened.filter(|_| abandoned))
+    }
+
+    /// Lets go of every call, since none will come back. Answers what the last was about, and how many there were.
+    pub(super) fn abandon(&self) -> Option<String> {
+        let pending = {
+            let mut ledger = self.ledger();
+            ledger.closed = true;
+            mem::take(&mut ledger.pending)
+        };
+        let last = pending.iter().max_by_key(|(call, _)| **call);
+        let others = pending.len().saturating_sub(1);
+        last.map(|(_, last)| match others {
+            0 => last.about.to_string(),
+            others => format!("{} ({others} other calls in flight)", last.about),
+        })
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a call may be answered with.
+pub(super) enum Expects {
+    Done,
+    /// That a store of this number is open; it is closed where nobody waits for it any more.
+    Opened(u32),
+    Confined,
+    Loaded,
+    Group,
+    Health,
+    Listing(RawListing),
+    /// As many bytes at most.
+    Result(usize),
+}
+
+/// What a call gave.
+#[derive(Debug)]
+pub(super) enum Given {
+    Done,
+    Text(Option<String>),
+    Loaded(Description),
+    Health(u64),
+    Listing(RawListing),
+    Result(Vec<u8>),
+}
+
+/// What a call is about, for the line that tells a death.
+#[derive(Clone)]
+pub(super) struct About {
+    pub(super) doing: &'static str,
+    pub(super) key: Option<Arc<crate::Key>>,
+    pub(super) store: Arc<str>,
+}
+
+impl fmt::Display for About {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.doing)?;
+        if let Some(key) = &self.key {
+            write!(f, " with key `{}`", key.label())?;
+        }
+        if self.store.is_empty() { Ok(()) } else { write!(f, " of store `{}`", self.store) }
+    }
+}
+
+/// What comes of a call.
+pub(super) struct Answer(oneshot::Receiver<Result<Given, Refusal>>);
+
+/// Why a call gave nothing.
+#[derive(Debug)]
+pub(super) enum CallError {
+    /// The process is gone.
+    Gone,
+    /// What the plugin answered.
+    Refused(Refusal),
+}
+
+impl From<Refusal> for CallError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl Answer {
+    pub(super) async fn given(self) -> Result<Given, CallError> {
+        match self.0.await {
+            Ok(given) => given.map_err(CallError::Refused),
+            Err(_) => Err(CallError::Gone),
+        }
+    }
+}
+
+impl About {
+    pub(super) fn new(doing: &'static str, store: &str) -> Self {
+        Self { doing, key: None, store: store.into() }
+    }
+}
+
+impl Expects {
+    /// What a reply gives; an error where it is none to this call.
+    fn given(self, reply: Reply<'_>) -> Result<Given, String> {
+        Ok(match (self, reply) {
+            (Self::Done | Self::Opened(_), Reply::Done) => Given::Done,
+            (Self::Listing(listing), Reply::Done) => Given::Listing(listing),
+            (Self::Confined, Reply::Confined(text)) => Given::Text(Some(tame(text.as_bytes(), 1024))),
+            (Self::Group, Reply::Group(name)) => Given::Text(name.map(|name| tame(name.as_bytes(), 4096))),
+            (Self::Health, Reply::Health(generation)) => Given::Health(generation),
+            (Self::Loaded, Reply::Loaded(said)) => Given::Loaded(described(&said)?),
+            (Self::Result(most), Reply::Result(result)) if result.len() <= most => {
+                Given::Result(result.to_vec())
+            }
+            (Self::Result(_), Reply::Result(_)) => {
+                return Err("its result is longer than asked for".to_owned());
+            }
+            _ => return Err("it answered a call with something else".to_owned()),
+        })
+    }
+}
+
+fn described(said: &Described<'_>) -> Result<Description, String> {
+    let [name, version, vendor] = [said.name, said.version, said.vendor].map(str::as_bytes);
+    let mut description = Description::checked(name, version, vendor, said.schema.as_bytes())?;
+    description.isolation = if said.process { Isolation::Process } else { Isolation::Inline };
+    description.lanes_max = said.lanes_max.filter(|lanes| *lanes > 0);
+    Ok(description)
+}
+
+impl From<CallError> for crate::Failure {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Gone => {
+                Error::new(Code::Unavailable, "the plugin's process died during the call").into()
+            }
+            CallError::Refused(refusal) => refusal.into(),
+        }
+    }
+}
