@@ -26,8 +26,14 @@ impl Latch {
         self.lock().contains(&digest)
     }
 
-    pub(crate) fn remember(&self, digest: Digest) {
-        self.lock().insert(digest);
+    /// Remembers one; says whether it is new.
+    pub(crate) fn remember(&self, digest: Digest) -> bool {
+        self.lock().insert(digest)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
     }
 
     /// What is remembered of a secret for a token; `None` where the system gave no key to hash with.

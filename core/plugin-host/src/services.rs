@@ -7,7 +7,10 @@
 use std::{
     ffi::c_void,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use keystead_plugin_api::{
@@ -21,6 +24,13 @@ use crate::{
     failure::tame,
     latch::{Digest, Latch},
 };
+
+/// How many secrets one store may be presenting at once; there is one for each of its tokens.
+const PRESENTING_MAX: usize = 1024;
+
+/// How many refused secrets are remembered for one store. Once there are as many, every further one counts as refused:
+/// a plugin that guesses gets no further, and no memory.
+const REFUSALS_MAX: usize = 1024;
 
 /// Where a store's secrets come from; read afresh at each call.
 pub trait Secrets: Send + Sync {
@@ -74,6 +84,8 @@ pub(crate) struct Services {
     latch: Arc<Latch>,
     /// Tokens and secrets that are being presented, and of which nothing came back yet, by the latch's digest.
     presenting: Mutex<Vec<Digest>>,
+    /// How many it has added to the latch.
+    refusals: AtomicUsize,
     changed: Notify,
 }
 
@@ -99,6 +111,7 @@ impl Services {
             private: Mutex::new(Some(Private { config, secrets: secrets.into() })),
             latch,
             presenting: Mutex::default(),
+            refusals: AtomicUsize::new(0),
             changed: Notify::new(),
         }))
     }
@@ -131,8 +144,14 @@ impl Services {
     /// counted it. Answers whether there was any.
     pub(crate) fn died(&self) -> bool {
         let presenting = std::mem::take(&mut *self.presenting());
-        presenting.iter().for_each(|digest| self.latch.remember(*digest));
+        presenting.iter().for_each(|digest| self.refuse(*digest));
         !presenting.is_empty()
+    }
+
+    fn refuse(&self, digest: Digest) {
+        if self.refusals.load(Ordering::Relaxed) < REFUSALS_MAX && self.latch.remember(digest) {
+            self.refusals.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     fn presenting(&self) -> MutexGuard<'_, Vec<Digest>> {
@@ -197,9 +216,12 @@ impl HostSide for Services {
 
     fn was_refused(&self, token: &[u8], secret: &[u8]) -> bool {
         let Some(digest) = self.latch.digest(&self.plugin, token, secret) else { return false };
-        let refused = self.latch.is_refused(digest);
-        if !refused {
-            self.presenting().push(digest);
+        let mut presenting = self.presenting();
+        let too_many =
+            presenting.len() >= PRESENTING_MAX || self.refusals.load(Ordering::Relaxed) >= REFUSALS_MAX;
+        let refused = too_many || self.latch.is_refused(digest);
+        if !refused && !presenting.contains(&digest) {
+            presenting.push(digest);
         }
         refused
     }
@@ -208,7 +230,7 @@ impl HostSide for Services {
         let Some(digest) = self.latch.digest(&self.plugin, token, secret) else { return };
         self.presenting().retain(|presenting| *presenting != digest);
         if !accepted {
-            self.latch.remember(digest);
+            self.refuse(digest);
         }
     }
 }
@@ -346,4 +368,55 @@ unsafe extern "C" fn accepted(context: *mut c_void, token: Bytes, secret: Bytes)
     // SAFETY: the context is ours, and the plugin keeps both slices valid through the call.
     let (side, token, secret) = unsafe { (side(context), token.as_slice(), secret.as_slice()) };
     contain((), || side.presented(token, secret, true));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct NoSecrets;
+
+    impl Secrets for NoSecrets {
+        fn read(&self, _name: &str) -> Option<Result<Zeroizing<Vec<u8>>, String>> {
+            None
+        }
+    }
+
+    fn services(latch: &Arc<Latch>) -> &'static Services {
+        Services::new("store", "plugin", &serde_json::json!({}), Box::new(NoSecrets), Arc::clone(latch))
+    }
+
+    #[test]
+    fn a_plugin_that_presents_without_end_is_stopped_and_takes_no_more_memory() {
+        let services = services(&Arc::new(Latch::new()));
+        let allowed = (0..10_000_u32).filter(|pin| !services.was_refused(b"token", &pin.to_le_bytes()));
+        assert_eq!(allowed.count(), PRESENTING_MAX);
+        assert_eq!(services.presenting().len(), PRESENTING_MAX);
+        services.opened();
+        for _ in 0..10_000 {
+            assert!(!services.was_refused(b"token", b"1234"), "one that is presented again counts once");
+        }
+    }
+
+    #[test]
+    fn a_plugin_that_guesses_is_refused_after_a_while_and_its_neighbour_is_not() {
+        let latch = Arc::new(Latch::new());
+        let (guessing, neighbour) = (services(&latch), services(&latch));
+        (0..10_000_u32).for_each(|pin| guessing.presented(b"token", &pin.to_le_bytes(), false));
+        assert_eq!(latch.len(), REFUSALS_MAX);
+        assert!(guessing.was_refused(b"token", b"another"));
+        assert!(!neighbour.was_refused(b"token", b"another"));
+        assert!(
+            neighbour.was_refused(b"token", &7_u32.to_le_bytes()),
+            "what one token refused is known to all"
+        );
+    }
+
+    #[test]
+    fn a_refusal_that_is_told_again_and_again_counts_once() {
+        let services = services(&Arc::new(Latch::new()));
+        (0..10_000).for_each(|_| services.presented(b"token", b"1234", false));
+        assert!(services.was_refused(b"token", b"1234"));
+        assert!(!services.was_refused(b"token", b"4321"));
+    }
 }
