@@ -9,6 +9,9 @@ use crate::Failure;
 /// The longest SubjectPublicKeyInfo: an RSA key of 16,384 bits has some 2 kB.
 pub(crate) const SPKI_MAX: usize = 16 << 10;
 
+/// How many algorithms of a key are looked at.
+pub(crate) const ALGORITHMS_MAX: usize = 1024;
+
 /// The longest name, version and vendor of a plugin, in bytes.
 pub(crate) const NAME_MAX: usize = 64;
 

@@ -23,7 +23,7 @@ use keystead_plugin_api::{
 use crate::{
     Description,
     failure::tame,
-    instance::{Call, Instance, NAME_MAX, RawKey, RawListing, Refusal, SPKI_MAX},
+    instance::{ALGORITHMS_MAX, Call, Instance, NAME_MAX, RawKey, RawListing, Refusal, SPKI_MAX},
     services::{self, HostSide},
 };
 
@@ -31,7 +31,7 @@ use crate::{
 pub(crate) const ENTRIES_MAX: usize = 100_000;
 
 /// The longest schema of a plugin's configuration, in bytes.
-const SCHEMA_MAX: usize = 1 << 20;
+pub(crate) const SCHEMA_MAX: usize = 1 << 20;
 
 /// The longest time that a plugin may ask its callers to wait.
 pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
@@ -384,7 +384,7 @@ unsafe fn raw_key(entry: KeyEntry) -> RawKey {
     unsafe {
         let algorithms = match entry.algorithms.is_null() {
             true => &[][..],
-            false => std::slice::from_raw_parts(entry.algorithms, entry.algorithms_len.min(1024)),
+            false => std::slice::from_raw_parts(entry.algorithms, entry.algorithms_len.min(ALGORITHMS_MAX)),
         };
         RawKey {
             id: first(entry.id, KEY_ID_MAX + 1).to_vec(),

@@ -11,6 +11,7 @@ mod calls;
 mod child;
 mod confine;
 mod crash;
+mod desk;
 #[cfg(feature = "test-support")]
 mod door;
 mod gate;

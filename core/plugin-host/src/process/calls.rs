@@ -13,14 +13,17 @@ use tokio::sync::oneshot;
 
 use super::{
     gate::Lane,
-    wire::{self, Described, Entry, Fault, Remark, Reply},
+    wire::{self, Described, Entry, Fault, PAGE, Remark, Reply},
 };
 use crate::{
     Description,
     failure::tame,
     instance::{RawListing, Refusal},
-    native::ENTRIES_MAX,
+    native::{ENTRIES_MAX, SCHEMA_MAX},
 };
+
+/// The most that one listing may hold, in bytes: for [`ENTRIES_MAX`] RSA keys of 16,384 bits, with room to spare.
+const LISTING_MAX: usize = 256 << 20;
 
 /// The calls that haven't come back.
 #[derive(Default)]
@@ -40,6 +43,8 @@ struct Pending {
     expects: Expects,
     about: About,
     since: Instant,
+    /// What its listing holds so far, in bytes.
+    listed: usize,
     /// Given back when the call comes back, or the process is gone.
     _lane: Option<Lane>,
 }
@@ -57,7 +62,7 @@ impl Calls {
         about: About,
     ) -> Result<(u64, Answer), CallError> {
         let (answer, given) = oneshot::channel();
-        let pending = Pending { answer, expects, about, since: Instant::now(), _lane: lane };
+        let pending = Pending { answer, expects, about, since: Instant::now(), listed: 0, _lane: lane };
         let mut ledger = self.ledger();
         if ledger.closed {
             return Err(CallError::Gone);
@@ -91,13 +96,9 @@ impl Calls {
     /// What is wrong with it.
     pub(super) fn page(&self, call: u64, keys: &[Entry<'_>], findings: &[Remark<'_>]) -> Result<(), String> {
         let mut ledger = self.ledger();
-        match ledger.pending.get_mut(&call).map(|pending| &mut pending.expects) {
-            Some(Expects::Listing(listing)) => {
-                wire::collect(listing, keys, findings);
-                match listing.keys.len().max(listing.findings.len()) > ENTRIES_MAX {
-                    true => Err(format!("it lists more than {ENTRIES_MAX} keys or findings")),
-                    false => Ok(()),
-                }
+        match ledger.pending.get_mut(&call) {
+            Some(Pending { expects: Expects::Listing(listing), listed, .. }) => {
+                add(listing, listed, keys, findings)
             }
             _ => Err("it sent a page of a listing that nobody asked for".to_owned()),
         }
@@ -243,9 +244,31 @@ impl Expects {
     }
 }
 
+/// Adds a page to a listing, as long as that doesn't get too long.
+fn add(
+    listing: &mut RawListing,
+    listed: &mut usize,
+    keys: &[Entry<'_>],
+    findings: &[Remark<'_>],
+) -> Result<(), String> {
+    if keys.len().max(findings.len()) > PAGE {
+        return Err(format!("a page of its listing holds more than {PAGE} keys or findings"));
+    }
+    *listed += wire::collect(listing, keys, findings);
+    if listing.keys.len().max(listing.findings.len()) > ENTRIES_MAX {
+        return Err(format!("it lists more than {ENTRIES_MAX} keys or findings"));
+    }
+    match *listed > LISTING_MAX {
+        true => Err(format!("its listing is longer than {LISTING_MAX} bytes")),
+        false => Ok(()),
+    }
+}
+
 fn described(said: &Described<'_>) -> Result<Description, String> {
     let [name, version, vendor] = [said.name, said.version, said.vendor].map(str::as_bytes);
-    let mut description = Description::checked(name, version, vendor, said.schema.as_bytes())?;
+    let schema = said.schema.as_bytes();
+    let schema = schema.get(..SCHEMA_MAX).unwrap_or(schema); // what is cut is no JSON any more
+    let mut description = Description::checked(name, version, vendor, schema)?;
     description.isolation = if said.process { Isolation::Process } else { Isolation::Inline };
     description.lanes_max = said.lanes_max.filter(|lanes| *lanes > 0);
     Ok(description)
@@ -261,3 +284,6 @@ impl From<CallError> for crate::Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use std::{
     os::unix::process::ExitStatusExt,
     process::{Child, ExitStatus},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -31,15 +31,20 @@ use super::{
     PluginFile,
     calls::{About, Answer, CallError, Calls, Expects, Given},
     crash::{self, Crash, Death},
+    desk::{Desk, Next},
     gate::Lane,
     launch::Launched,
     quota::Quota,
-    wire::{self, Fault, Inbox, Message, Order, Reply, Told},
+    wire::{self, Inbox, Message, Order, Told},
 };
 use crate::{Description, failure::tame, instance::Refusal, services::HostSide};
 
 /// How many questions of a process may be open at once: it has one for each thread at most.
 const ASKS_MAX: usize = 4096;
+
+/// How many frames may wait for a process to take them: no more than calls that its stores' lanes let through, and
+/// answers to its threads' questions, unless it asks without end and reads nothing.
+const OUTGOING_MAX: usize = 2 * ASKS_MAX;
 
 /// How many frames leave in one system call.
 const BATCH: usize = 64;
@@ -60,14 +65,15 @@ pub(super) struct Link {
     wake: Notify,
     calls: Calls,
     asks: AtomicU32,
-    quota: Mutex<Quota>,
-    sides: RwLock<HashMap<u32, &'static dyn HostSide>>,
+    desk: Desk,
     loaded: tokio::sync::Mutex<HashMap<(u64, u64), (u32, Description)>>,
     numbers: AtomicU32,
     /// No call gets through any more.
     closed: AtomicBool,
     /// Why the host ended it.
     verdict: Mutex<Option<Ending>>,
+    /// Told when it did.
+    ended: Notify,
     /// Whether its death has been seen to.
     gone: watch::Sender<bool>,
 }
@@ -98,20 +104,21 @@ impl Link {
         socket.set_nonblocking(true)?;
         let (reading, writing) = UnixStream::from_std(socket)?.into_split();
         let output = pipe::Receiver::from_owned_fd(output.into())?;
+        let (pid, desk) = (child.id(), Desk::new(child.id()));
         let link = Arc::new(Self {
-            pid: child.id(),
+            pid,
             started: Instant::now(),
             child: Mutex::new(child),
             outgoing: Mutex::default(),
             wake: Notify::new(),
             calls: Calls::default(),
             asks: AtomicU32::new(0),
-            quota: Mutex::default(),
-            sides: RwLock::default(),
+            desk,
             loaded: tokio::sync::Mutex::default(),
             numbers: AtomicU32::new(0),
             closed: AtomicBool::new(false),
             verdict: Mutex::default(),
+            ended: Notify::new(),
             gone: watch::Sender::new(false),
         });
         let watched = Arc::clone(&link).run(reading, writing, output);
@@ -146,6 +153,7 @@ impl Link {
     fn end(&self, ending: Ending) {
         lock(&self.verdict).get_or_insert(ending);
         self.closed.store(true, Ordering::Release);
+        self.ended.notify_one();
         let _ = lock(&self.child).kill(); // fails only where it is dead already
     }
 
@@ -161,7 +169,7 @@ impl Link {
 
     /// From now on, the process may ask for what this side offers to a store.
     pub(super) fn attach(&self, store: u32, side: &'static dyn HostSide) {
-        self.sides.write().unwrap_or_else(PoisonError::into_inner).insert(store, side);
+        self.desk.attach(store, side);
     }
 
     /// Loads a plugin, unless it is loaded; answers its number and what it says it is.
@@ -213,7 +221,7 @@ impl Link {
 
     /// Tells what the process has asked for. What it doesn't read is kept here, so that it mustn't be much.
     fn tell(&self, order: &impl Serialize, size: usize) {
-        if lock(&self.outgoing).len() > ASKS_MAX {
+        if lock(&self.outgoing).len() >= OUTGOING_MAX {
             return self.condemn("it goes on asking, and doesn't listen".to_owned());
         }
         match wire::frame(order, size) {
@@ -231,7 +239,11 @@ impl Link {
     ) -> End {
         let writer = tokio::spawn(Arc::clone(&self).write(writing));
         let output = tokio::spawn(forward(output, self.pid));
-        let read = self.read(&reading).await;
+        let read = tokio::select! {
+            read = self.read(&reading) => read,
+            // What it is connected by may be in other hands: that the host has killed it must do.
+            () = self.ended.notified() => Ok(()),
+        };
         self.closed.store(true, Ordering::Release);
         let last = self.calls.abandon();
         writer.abort();
@@ -310,46 +322,18 @@ impl Link {
     }
 
     fn take(self: &Arc<Self>, message: Message<'_>) -> Result<(), String> {
-        match message {
-            Message::Done { call, outcome } => self.done(call, outcome),
-            Message::Page { call, keys, findings } => self.calls.page(call, &keys, &findings),
-            Message::Log { store, event } => {
-                let side = self.side(store)?;
-                if lock(&self.quota).allows(self.pid) {
-                    side.log(&event.into());
-                }
+        match self.desk.take(&self.calls, message)? {
+            Next::Nothing => Ok(()),
+            Next::Close(store) => {
+                self.close_unasked(store);
                 Ok(())
             }
-            Message::KeysChanged { store } => {
-                self.side(store)?.keys_changed();
-                Ok(())
-            }
-            Message::Secret { ask, store, name } => self.look_up(ask, self.side(store)?, name),
-            Message::Refused { ask, store, token, secret } => {
-                let told = Told::Refused(self.side(store)?.was_refused(token, secret));
+            Next::Tell(ask, told) => {
                 self.tell(&Order::Told { ask, told }, 32);
                 Ok(())
             }
-            Message::Presented { store, token, secret, accepted } => {
-                self.side(store)?.presented(token, secret, accepted);
-                Ok(())
-            }
+            Next::LookUp { ask, side, name } => self.look_up(ask, side, name),
         }
-    }
-
-    fn side(&self, store: u32) -> Result<&'static dyn HostSide, String> {
-        let sides = self.sides.read().unwrap_or_else(PoisonError::into_inner);
-        sides
-            .get(&store)
-            .copied()
-            .ok_or_else(|| format!("it speaks of store number {store}, which there isn't"))
-    }
-
-    fn done(&self, call: u64, outcome: Result<Reply<'_>, Fault<'_>>) -> Result<(), String> {
-        if let Some(store) = self.calls.done(call, outcome)? {
-            self.close_unasked(store);
-        }
-        Ok(())
     }
 
     /// Closes a store that nobody has any more.
@@ -360,11 +344,11 @@ impl Link {
     }
 
     /// Reads a secret, elsewhere: its file may be far away.
-    fn look_up(self: &Arc<Self>, ask: u64, side: &'static dyn HostSide, name: &str) -> Result<(), String> {
+    fn look_up(self: &Arc<Self>, ask: u64, side: &'static dyn HostSide, name: String) -> Result<(), String> {
         if self.asks.fetch_add(1, Ordering::Relaxed) as usize >= ASKS_MAX {
             return Err(format!("it asks for more than {ASKS_MAX} secrets at once"));
         }
-        let (link, name) = (Arc::clone(self), name.to_owned());
+        let link = Arc::clone(self);
         spawn_blocking(move || {
             let secret = side.secret(&name);
             let told = match &secret {
@@ -424,3 +408,6 @@ async fn forward(output: pipe::Receiver, pid: u32) -> Option<Crash> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

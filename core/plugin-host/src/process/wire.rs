@@ -3,14 +3,14 @@
 
 use std::{borrow::Cow, mem, path::PathBuf, time::Duration};
 
-use keystead_plugin_api::{CallClass, Code, Error, Finding, Severity, algorithm::Operation};
+use keystead_plugin_api::{CallClass, Code, Error, Finding, Severity, abi::KEY_ID_MAX, algorithm::Operation};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::confine::Confinement;
 use crate::{
     failure::tame,
-    instance::{RawKey, RawListing, Refusal},
+    instance::{ALGORITHMS_MAX, RawKey, RawListing, Refusal, SPKI_MAX},
 };
 
 /// The longest frame, in bytes: a page of a listing at its longest, and any configuration.
@@ -26,7 +26,7 @@ const LENGTH: usize = 4;
 const ROOM: usize = 64 << 10;
 
 /// From the host. Each that carries a `call` is answered once.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub(super) enum Order<'a> {
     /// The first: what the process is to make of itself.
     Confine { call: u64, confinement: Confinement },
@@ -70,7 +70,7 @@ pub(super) enum Order<'a> {
 }
 
 /// One call to a key.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub(super) struct Work<'a> {
     pub(super) decrypt: bool,
     pub(super) lane: u32,
@@ -85,7 +85,7 @@ pub(super) struct Work<'a> {
 }
 
 /// An answer of the host.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub(super) enum Told<'a> {
     /// The value of a secret.
     Secret(#[serde(with = "serde_bytes")] &'a [u8]),
@@ -98,7 +98,7 @@ pub(super) enum Told<'a> {
 }
 
 /// From the process.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub(super) enum Message<'a> {
     /// The answer to a call; a listing's pages come before it.
     Done {
@@ -145,7 +145,7 @@ pub(super) enum Message<'a> {
 }
 
 /// What a call gave.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub(super) enum Reply<'a> {
     /// It is done.
     Done,
@@ -162,7 +162,7 @@ pub(super) enum Reply<'a> {
 }
 
 /// A plugin's description.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub(super) struct Described<'a> {
     pub(super) name: &'a str,
     pub(super) version: &'a str,
@@ -173,7 +173,7 @@ pub(super) struct Described<'a> {
 }
 
 /// Why a call failed.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub(super) struct Fault<'a> {
     code: u32,
     needed: u64,
@@ -183,7 +183,7 @@ pub(super) struct Fault<'a> {
 }
 
 /// A key of a listing.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub(super) struct Entry<'a> {
     #[serde(with = "serde_bytes")]
     id: &'a [u8],
@@ -195,7 +195,7 @@ pub(super) struct Entry<'a> {
 }
 
 /// A finding of a listing.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub(super) struct Remark<'a> {
     warning: bool,
     code: u32,
@@ -205,7 +205,7 @@ pub(super) struct Remark<'a> {
 }
 
 /// An event of a store's log.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub(super) struct Event<'a> {
     level: u32,
     #[serde(with = "serde_bytes")]
@@ -269,12 +269,13 @@ impl<'a> From<&'a RawKey> for Entry<'a> {
 }
 
 impl Entry<'_> {
+    /// The key. Of what is too long, one byte more is kept than will be accepted.
     fn to_key(&self) -> RawKey {
         RawKey {
-            id: self.id.to_vec(),
-            spki: self.spki.to_vec(),
+            id: first(self.id, KEY_ID_MAX + 1).to_vec(),
+            spki: first(self.spki, SPKI_MAX + 1).to_vec(),
             label: tame(self.label.as_bytes(), 256),
-            algorithms: self.algorithms.clone(),
+            algorithms: first(&self.algorithms, ALGORITHMS_MAX).to_vec(),
             class: if self.inline { CallClass::Inline } else { CallClass::Blocking },
         }
     }
@@ -303,10 +304,24 @@ impl Remark<'_> {
     }
 }
 
-/// Adds a page to a listing.
-pub(super) fn collect(listing: &mut RawListing, keys: &[Entry<'_>], findings: &[Remark<'_>]) {
-    listing.keys.extend(keys.iter().map(Entry::to_key));
-    listing.findings.extend(findings.iter().map(Remark::to_finding));
+fn first<T>(all: &[T], most: usize) -> &[T] {
+    all.get(..most).unwrap_or(all)
+}
+
+/// Adds a page to a listing; answers how many bytes more that takes.
+pub(super) fn collect(listing: &mut RawListing, keys: &[Entry<'_>], findings: &[Remark<'_>]) -> usize {
+    let mut size = 0;
+    for key in keys.iter().map(Entry::to_key) {
+        size += size_of_val(&key) + key.id.len() + key.spki.len() + key.label.len();
+        size += size_of_val(key.algorithms.as_slice());
+        listing.keys.push(key);
+    }
+    for finding in findings.iter().map(Remark::to_finding) {
+        size += size_of_val(&finding) + finding.subject.len() + finding.error.message.len();
+        size += finding.hint.len();
+        listing.findings.push(finding);
+    }
+    size
 }
 
 /// The pages of a listing.
@@ -423,3 +438,6 @@ impl Drop for Inbox {
         self.buffer.zeroize();
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;
