@@ -5,20 +5,19 @@ const MAX_INPUT: usize = 4096;
 
 /// Makes inputs from a corpus; the same corpus and seed make the same inputs in the same order.
 #[derive(Clone, Debug)]
-pub struct Mutator {
+pub(crate) struct Mutator {
     corpus: Vec<Vec<u8>>,
     state: u64,
 }
 
 impl Mutator {
     /// A mutator over `corpus`, which may be empty.
-    #[must_use]
-    pub const fn new(corpus: Vec<Vec<u8>>, seed: u64) -> Self {
+    pub(crate) const fn new(corpus: Vec<Vec<u8>>, seed: u64) -> Self {
         Self { corpus, state: seed }
     }
 
     /// The next input: one of the corpus with one to eight mutations.
-    pub fn next_input(&mut self) -> Vec<u8> {
+    pub(crate) fn next_input(&mut self) -> Vec<u8> {
         let mut input = self.pick();
         for _ in 0..=self.below(7) {
             self.mutate(&mut input);
