@@ -36,6 +36,9 @@ use std::{
 pub use failure::{Class, Failure, tame};
 pub use instance::{Description, Finding};
 pub use keystead_plugin_api::{Algorithm, CallClass, Input, Isolation, Severity, Vendor, algorithm::Family};
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use process::fuzzing;
 pub use process::{Launcher, ProcessStatus, Surroundings, process_main};
 pub use search::{Found, search_path};
 pub use services::Secrets;

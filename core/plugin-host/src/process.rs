@@ -14,6 +14,8 @@ mod crash;
 mod desk;
 #[cfg(feature = "test-support")]
 mod door;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod gate;
 mod launch;
 mod link;

@@ -13,6 +13,12 @@ use crate::{demo, licences, monitoring, page, system, systemd};
 /// Time that all fuzz targets share.
 const FUZZING: Duration = Duration::from_secs(40);
 
+/// The packages of fuzz targets, and their folders.
+const SUITES: [(&str, &str); 2] = [
+    ("keystead-protocol-fuzz", "core/protocol/fuzz"),
+    ("keystead-plugin-host-fuzz", "core/plugin-host/fuzz"),
+];
+
 /// The steps, cheapest refusal first.
 const STEPS: &[Step] = &[
     Step::new("format", "cargo fmt --check", format),
@@ -130,25 +136,30 @@ fn demonstration() -> Result<()> {
 fn fuzzing() -> Result<()> {
     let targets = fuzz_targets()?;
     let each = FUZZING.as_secs() / targets.len().max(1) as u64;
-    for target in &targets {
+    for (package, target) in &targets {
         let mut command = cargo();
-        command.args(["run", "--quiet", "--locked", "--package", "keystead-protocol-fuzz", "--", target]);
+        command.args(["run", "--quiet", "--locked", "--package", package, "--", target]);
         run_command(command.args(["--seconds", &each.to_string()]))?;
     }
     Ok(())
 }
 
-/// The names of the fuzz targets: each has a folder of saved inputs.
-fn fuzz_targets() -> Result<Vec<String>> {
-    let corpus = root().join("core/protocol/fuzz/corpus");
-    let entries = fs::read_dir(&corpus).map_err(|error| Failure::file("list", &corpus, &error))?;
-    let mut names: Vec<_> =
-        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    if names.is_empty() {
-        return Err(Failure::new(format!("no fuzz target has a folder in {}", corpus.display())));
+/// The fuzz targets, by package and name: each has a folder of saved inputs.
+fn fuzz_targets() -> Result<Vec<(&'static str, String)>> {
+    let mut targets = Vec::new();
+    for (package, folder) in SUITES {
+        let corpus = root().join(folder).join("corpus");
+        let entries = fs::read_dir(&corpus).map_err(|error| Failure::file("list", &corpus, &error))?;
+        let known = targets.len();
+        targets.extend(
+            entries.flatten().map(|entry| (package, entry.file_name().to_string_lossy().into_owned())),
+        );
+        if targets.len() == known {
+            return Err(Failure::new(format!("no fuzz target has a folder in {}", corpus.display())));
+        }
     }
-    Ok(names)
+    targets.sort();
+    Ok(targets)
 }
 
 /// A subcommand over everything, with the features that make all steps share what is built.
@@ -176,6 +187,9 @@ mod tests {
 
     #[test]
     fn finds_the_fuzz_targets() {
-        assert!(fuzz_targets().expect("a corpus").contains(&"request".to_owned()));
+        let targets = fuzz_targets().expect("a corpus");
+        for target in [("keystead-protocol-fuzz", "request"), ("keystead-plugin-host-fuzz", "child")] {
+            assert!(targets.iter().any(|(package, name)| (*package, name.as_str()) == target), "{targets:?}");
+        }
     }
 }
