@@ -219,13 +219,9 @@ async fn when_none_comes_back_any_more_all_are_let_go_and_none_begins() {
 }
 
 #[test]
-fn the_longest_call_of_a_store_is_that_stores() {
+fn calls_that_use_no_key_take_no_lane_and_are_never_stuck() {
     let calls = Calls::default();
-    assert_eq!(calls.longest("store"), Duration::ZERO);
-    let (call, _answer) = begin(&calls, Expects::Done);
+    let (_, _answer) = begin(&calls, Expects::Health);
     std::thread::sleep(Duration::from_millis(2));
-    assert!(calls.longest("store") >= Duration::from_millis(2));
-    assert_eq!(calls.longest("another"), Duration::ZERO);
-    calls.done(call, Ok(Reply::Done)).unwrap();
-    assert_eq!(calls.longest("store"), Duration::ZERO);
+    assert_eq!(calls.stuck_for("store", 1), Duration::ZERO);
 }

@@ -228,7 +228,7 @@ async fn a_process_that_asks_and_takes_no_answers_is_ended() {
     let (link, mut own) = (Arc::clone(&rig.link), rig.own.try_clone().unwrap());
     let frames = wire::frame(&one_of("refused"), 64).unwrap().repeat(64);
     let asking = thread::spawn(move || while own.write_all(&frames).is_ok() {});
-    rig.ended("it asks and takes no answers", vec![pending]).await;
+    rig.ended("it goes on asking, and doesn't listen", vec![pending]).await;
     assert!(lock(&link.outgoing).len() <= OUTGOING_MAX);
     asking.join().unwrap();
 }
@@ -245,7 +245,7 @@ async fn a_process_that_never_ceases_to_speak_keeps_no_worker_to_itself() {
         })
         .collect();
     for _ in 0..100 {
-        tokio::task::yield_now().await;
+        yield_now().await;
     }
     rig.link.dismiss();
     assert!(timeout(PATIENCE, rig.watched).await.is_ok());
