@@ -1,7 +1,7 @@
 //! The claims of the fuzz targets, each a function over arbitrary bytes that panics where a claim doesn't hold: whatever
 //! a process says, the host neither fails nor holds more than it may, and what it believes was asked for.
 //!
-//! An input of [`inbox`] and [`child`] begins with [`HEAD`] bytes that say how the rest arrives: eight sizes of reads,
+//! An input of [`inbox`] and [`child`] begins with `HEAD` bytes that say how the rest arrives: eight sizes of reads,
 //! and how often it all is repeated, which makes long frames of short inputs.
 
 use std::{
