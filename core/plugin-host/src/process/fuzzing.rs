@@ -52,9 +52,10 @@ pub fn inbox(input: &[u8]) {
     assert_eq!((found, read.is_err()), (frames, violated));
 }
 
-/// What is believed to be a message is written again, and is then read as the same.
+/// What is believed to be a message is written again, and is then read as the same; with a byte behind it, it is none.
 pub fn message(input: &[u8]) {
     let Ok(message) = wire::message::<Message<'_>>(input) else { return };
+    assert!(wire::message::<Message<'_>>(&[input, &[0]].concat()).is_err(), "a byte is left over");
     let frame = match wire::frame(&message, input.len()) {
         Ok(frame) => frame,
         Err(error) => return assert!(input.len() > FRAME_MAX, "{error}"),

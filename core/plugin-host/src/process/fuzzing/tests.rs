@@ -1,7 +1,12 @@
 use std::{env, fs, path::PathBuf};
 
+use keystead_plugin_api::CallClass;
+
 use super::*;
-use crate::process::wire::{Reply, tests::messages};
+use crate::{
+    instance::RawKey,
+    process::wire::{Entry, Reply, tests::messages},
+};
 
 /// Has the saved inputs written anew.
 const WRITE: &str = "KEYSTEAD_WRITE_CORPUS";
@@ -21,6 +26,19 @@ fn arriving(size: u8, times: u8, stream: &[u8]) -> Vec<u8> {
 fn named(names: &[&str]) -> Vec<u8> {
     let known = |name: &&str| messages().into_iter().find(|(known, _)| known == name).unwrap().1;
     framed(&names.iter().map(known).collect::<Vec<_>>())
+}
+
+/// A listing of a key whose parts are all too long.
+fn too_long_a_key() -> Vec<u8> {
+    let key = RawKey {
+        id: vec![1; KEY_ID_MAX + 45],
+        spki: vec![2; SPKI_MAX + 100],
+        label: "l".repeat(300),
+        algorithms: vec![1; ALGORITHMS_MAX + 100],
+        class: CallClass::Blocking,
+    };
+    let page = Message::Page { call: 6, keys: vec![Entry::from(&key)], findings: Vec::new() };
+    framed(&[page, Message::Done { call: 6, outcome: Ok(Reply::Done) }])
 }
 
 fn announced(bytes: usize) -> [u8; LENGTH] {
@@ -51,6 +69,7 @@ fn all() -> Vec<Saved> {
         ("child", "nobody-waits", whole(&framed(&[done(9, Reply::Done), done(8, Reply::Done)]))),
         ("child", "many-pages", arriving(0, 64, &named(&["page", "empty-page"]))),
         ("child", "a-listing", whole(&[named(&["page"]), framed(&[done(6, Reply::Done)])].concat())),
+        ("child", "too-long-a-key", whole(&too_long_a_key())),
         ("child", "no-listing", whole(&framed(&[done(6, Reply::Done)]).repeat(2))),
         ("child", "no-such-store", whole(&framed(&[Message::KeysChanged { store: 7 }]))),
         ("child", "a-flood-of-events", arriving(128, 64, &named(&["log"; 4]))),
