@@ -29,6 +29,7 @@ use std::{
     ffi::OsString,
     fmt,
     path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -37,6 +38,11 @@ pub use child::process_main;
 pub use door::InProcess;
 pub(crate) use registry::{Placed, Processes, Wish, describe};
 pub(crate) use remote::Remote;
+
+/// Locks a mutex, whoever panicked with it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The file of a plugin, and what makes it the one that is meant.
 #[derive(Clone, Debug)]

@@ -17,6 +17,7 @@ use keystead_plugin_api::{
     Code,
     abi::{Buffer, Bytes, CREDENTIALS_EXTENSION, CredentialsTable, DRAFT, HostTable, LogRecord, struct_size},
 };
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
@@ -67,12 +68,16 @@ pub(crate) trait HostSide: Send + Sync {
 }
 
 /// One event of a plugin's log; text of a stranger.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct Event<'a> {
     pub(crate) level: u32,
+    #[serde(with = "serde_bytes")]
     pub(crate) target: &'a [u8],
+    #[serde(with = "serde_bytes")]
     pub(crate) message: &'a [u8],
+    #[serde(with = "serde_bytes")]
     pub(crate) fields: &'a [u8],
+    #[serde(with = "serde_bytes")]
     pub(crate) request: &'a [u8],
 }
 

@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     fmt, mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use super::{
     gate::Lane,
+    lock,
     wire::{self, Described, Entry, Fault, PAGE, Remark, Reply},
 };
 use crate::{
@@ -143,7 +144,7 @@ impl Calls {
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
     path::Path,
     process::ExitCode,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU32, AtomicU64, Ordering},
         mpsc,
     },
@@ -29,8 +29,8 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::{
-    confine, crash,
-    wire::{self, Described, Event as WireEvent, Inbox, Message, Order, Reply, Told},
+    confine, crash, lock,
+    wire::{self, Described, Frame, Inbox, Message, Order, Reply, Told},
 };
 use crate::{
     Class, Failure,
@@ -41,16 +41,11 @@ use crate::{
     services::{Event, HostSide},
 };
 
-/// How many frames leave in one system call.
-const BATCH: usize = 64;
-
 /// How many brief calls a thread makes in turn, at least: fewer aren't worth waking another.
 const IN_TURN: usize = 4;
 
 /// How long an answer is held back for those of the calls behind it, about.
 const HELD_BACK: Duration = Duration::from_micros(100);
-
-type Frame = Zeroizing<Vec<u8>>;
 
 /// The longest text of an event that is sent to the host, which cuts it anyway, in bytes.
 const EVENT_MAX: usize = 2048;
@@ -420,8 +415,7 @@ impl Outbox {
         }
         waiting.written = true;
         while !waiting.frames.is_empty() {
-            let batch = waiting.frames.len().min(BATCH);
-            let batch: Vec<_> = waiting.frames.drain(..batch).collect();
+            let batch = wire::batch(&mut waiting.frames);
             drop(waiting);
             // The host is gone, or a plugin has closed what isn't its own, which the reader doesn't see while it waits.
             if let Err(error) = write_all(&self.socket, &batch) {
@@ -486,7 +480,7 @@ impl HostSide for Afar {
             fields: cut(event.fields),
             request: cut(event.request),
         };
-        self.outbox.post(&Message::Log { store: self.store, event: WireEvent::from(&event) }, 512);
+        self.outbox.post(&Message::Log { store: self.store, event }, 512);
     }
 
     fn config(&self) -> Option<Zeroizing<Vec<u8>>> {
@@ -519,8 +513,4 @@ impl HostSide for Afar {
 
 fn cut(text: &[u8]) -> &[u8] {
     text.get(..EVENT_MAX).unwrap_or(text)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

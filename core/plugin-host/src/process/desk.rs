@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     calls::Calls,
+    lock,
     quota::Quota,
     wire::{Message, Told},
 };
@@ -61,8 +62,8 @@ impl Desk {
             Message::Page { call, keys, findings } => calls.page(call, &keys, &findings)?,
             Message::Log { store, event } => {
                 let side = self.side(store)?;
-                if self.quota.lock().unwrap_or_else(PoisonError::into_inner).allows(self.pid) {
-                    side.log(&event.into());
+                if lock(&self.quota).allows(self.pid) {
+                    side.log(&event);
                 }
             }
             Message::KeysChanged { store } => self.side(store)?.keys_changed(),

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Instant,
@@ -12,6 +12,8 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout_at,
 };
+
+use super::lock;
 
 /// Lanes, numbered from `first`.
 pub(super) struct Gate {
@@ -75,7 +77,7 @@ impl Gate {
 
     fn lane(&self, permit: OwnedSemaphorePermit) -> Lane {
         // There are as many numbers as permits: whoever holds a permit finds one.
-        let number = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        let number = lock(&self.free).pop().unwrap_or_default();
         Lane { number, free: Arc::clone(&self.free), _permit: permit }
     }
 }
@@ -89,7 +91,7 @@ impl Lane {
 impl Drop for Lane {
     fn drop(&mut self) {
         // Before the permit, which is dropped after this.
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(self.number);
+        lock(&self.free).push(self.number);
     }
 }
 

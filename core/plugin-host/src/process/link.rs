@@ -7,7 +7,7 @@ use std::{
     os::unix::process::ExitStatusExt,
     process::{Child, ExitStatus},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -25,7 +25,6 @@ use tokio::{
     task::{consume_budget, spawn_blocking, yield_now},
     time::{sleep, timeout},
 };
-use zeroize::Zeroizing;
 
 use super::{
     PluginFile,
@@ -34,8 +33,9 @@ use super::{
     desk::{Desk, Next},
     gate::Lane,
     launch::Launched,
+    lock,
     quota::Quota,
-    wire::{self, Inbox, Message, Order, Told},
+    wire::{self, Frame, Inbox, Message, Order, Told},
 };
 use crate::{Description, failure::tame, instance::Refusal, services::HostSide};
 
@@ -45,9 +45,6 @@ const ASKS_MAX: usize = 4096;
 /// How many frames may wait for a process to take them: no more than calls that its stores' lanes let through, and
 /// answers to its threads' questions, unless it asks without end and reads nothing.
 const OUTGOING_MAX: usize = 2 * ASKS_MAX;
-
-/// How many frames leave in one system call.
-const BATCH: usize = 64;
 
 /// The longest line of a process' output that is told in whole, in bytes.
 const LINE_MAX: usize = 1024;
@@ -77,8 +74,6 @@ pub(super) struct Link {
     /// Whether its death has been seen to.
     gone: watch::Sender<bool>,
 }
-
-type Frame = Zeroizing<Vec<u8>>;
 
 /// Why the host ended a process.
 #[derive(Clone, Debug)]
@@ -287,11 +282,7 @@ impl Link {
             self.wake.notified().await;
             yield_now().await; // others that are ready may have calls of their own, which then leave together
             loop {
-                let batch: Vec<Frame> = {
-                    let mut outgoing = lock(&self.outgoing);
-                    let batch = outgoing.len().min(BATCH);
-                    outgoing.drain(..batch).collect()
-                };
+                let batch = wire::batch(&mut lock(&self.outgoing));
                 if batch.is_empty() {
                     break;
                 }
@@ -403,10 +394,6 @@ async fn forward(output: pipe::Receiver, pid: u32) -> Option<Crash> {
             None => {}
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

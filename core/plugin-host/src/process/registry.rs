@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fmt, io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -17,6 +17,7 @@ use super::{
     confine::{self, Confinement},
     launch::launch,
     link::{End, Link},
+    lock,
     wire::Order,
 };
 use crate::{
@@ -486,8 +487,4 @@ impl From<StartError> for Failure {
             StartError::Failed(failure) => failure,
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

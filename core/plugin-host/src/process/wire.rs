@@ -1,7 +1,7 @@
 //! What the host and a process for plugins say to each other: frames on a socket, each a length and a message. Both ends
 //! are of one build, so there are no versions; but the host believes nothing of what it reads.
 
-use std::{borrow::Cow, mem, path::PathBuf, time::Duration};
+use std::{borrow::Cow, collections::VecDeque, mem, path::PathBuf, time::Duration};
 
 use keystead_plugin_api::{CallClass, Code, Error, Finding, Severity, abi::KEY_ID_MAX, algorithm::Operation};
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use super::confine::Confinement;
 use crate::{
     failure::tame,
     instance::{ALGORITHMS_MAX, RawKey, RawListing, Refusal, SPKI_MAX},
+    services::Event,
 };
 
 /// The longest frame, in bytes: a page of a listing at its longest, and any configuration.
@@ -18,6 +19,9 @@ pub(super) const FRAME_MAX: usize = 4 << 20;
 
 /// How many keys, and how many findings, one page of a listing holds at most.
 pub(super) const PAGE: usize = 64;
+
+/// How many frames leave in one system call.
+const BATCH: usize = 64;
 
 /// Bytes of the length that begins a frame; little-endian.
 const LENGTH: usize = 4;
@@ -204,20 +208,6 @@ pub(super) struct Remark<'a> {
     hint: &'a str,
 }
 
-/// An event of a store's log.
-#[derive(Debug, Deserialize, PartialEq, Serialize)]
-pub(super) struct Event<'a> {
-    level: u32,
-    #[serde(with = "serde_bytes")]
-    target: &'a [u8],
-    #[serde(with = "serde_bytes")]
-    message: &'a [u8],
-    #[serde(with = "serde_bytes")]
-    fields: &'a [u8],
-    #[serde(with = "serde_bytes")]
-    request: &'a [u8],
-}
-
 impl Work<'_> {
     pub(super) fn operation(&self) -> Operation {
         if self.decrypt { Operation::Decrypt } else { Operation::Sign }
@@ -334,27 +324,22 @@ pub(super) fn pages(call: u64, listing: &RawListing) -> impl Iterator<Item = Mes
     })
 }
 
-impl<'a> From<&crate::services::Event<'a>> for Event<'a> {
-    fn from(event: &crate::services::Event<'a>) -> Self {
-        let crate::services::Event { level, target, message, fields, request } = *event;
-        Self { level, target, message, fields, request }
-    }
+/// A message on its way. May hold secrets, so it is zeroed when dropped.
+pub(super) type Frame = Zeroizing<Vec<u8>>;
+
+/// The frames that leave next, in one system call.
+pub(super) fn batch(waiting: &mut VecDeque<Frame>) -> Vec<Frame> {
+    let batch = waiting.len().min(BATCH);
+    waiting.drain(..batch).collect()
 }
 
-impl<'a> From<Event<'a>> for crate::services::Event<'a> {
-    fn from(event: Event<'a>) -> Self {
-        let Event { level, target, message, fields, request } = event;
-        Self { level, target, message, fields, request }
-    }
-}
-
-/// A message as a frame. May hold secrets, so it is zeroed when dropped; `size` is about what the message takes, so that
+/// A message as a frame; `size` is about what the message takes, so that
 /// it needn't be moved while it is written.
 ///
 /// # Errors
 ///
 /// Where it would be longer than [`FRAME_MAX`].
-pub(super) fn frame(message: &impl Serialize, size: usize) -> Result<Zeroizing<Vec<u8>>, String> {
+pub(super) fn frame(message: &impl Serialize, size: usize) -> Result<Frame, String> {
     let mut frame = Vec::with_capacity(LENGTH + size);
     frame.extend_from_slice(&[0; LENGTH]);
     let mut frame = Zeroizing::new(postcard::to_extend(message, frame).map_err(|error| error.to_string())?);

@@ -8,6 +8,7 @@ use std::{
 };
 
 use tokio::task::JoinHandle;
+use zeroize::Zeroizing;
 
 use super::*;
 use crate::{
