@@ -10,18 +10,22 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use abi_stable::library::{
     AbiHeaderRef, LibraryError, ROOT_MODULE_LOADER_NAME, ROOT_MODULE_LOADER_NAME_WITH_NUL,
 };
 use aws_lc_rs::digest;
-use keystead_plugin_api::abi::{BackendTable, DRAFT, ENTRY_POINT, EntryPoint, RootRef, struct_size};
+use keystead_plugin_api::{
+    Error,
+    abi::{BackendTable, DRAFT, ENTRY_POINT, EntryPoint, RootRef, struct_size},
+};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use object::{FileKind, Object, ObjectSymbol, read::elf::ElfFile64};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
-use crate::{Class, Description, Failure, failure::tame, native};
+use crate::{Class, Description, Failure, failure::tame, instance::Instance, native, services::HostSide};
 
 /// The largest file that is taken for a plugin: 256 MiB.
 const SIZE_MAX: u64 = 256 << 20;
@@ -144,6 +148,16 @@ impl Mapped {
 }
 
 impl Plugin {
+    /// Opens a store, if its configuration fits the plugin's schema.
+    pub(crate) fn open(&self, side: &'static dyn HostSide) -> Result<Arc<dyn Instance>, Error> {
+        native::open(self.table, &self.description.schema, side)
+    }
+
+    /// Names the group of a store by its configuration.
+    pub(crate) fn isolation_group(&self, config: &[u8]) -> Result<Option<String>, Error> {
+        native::isolation_group(self.table, config)
+    }
+
     /// Whether what was loaded has the hash that this name asks for: one file may have several names.
     pub(crate) fn pinned(&self, path: &Path, pin: Option<&[u8; 32]>) -> Result<(), Failure> {
         pinned(path, &self.sha256, pin)

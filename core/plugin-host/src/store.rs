@@ -13,7 +13,6 @@ use std::{
 use crate::{
     Class, Description, Failure, Finding, Host, Surroundings,
     instance::{Call, Instance, RawKey, SPKI_MAX},
-    native,
     process::{Placed, Remote, Wish},
     services::{Secrets, Services},
     threads::Threads,
@@ -257,9 +256,8 @@ impl Store {
         let (host, plugin, services) = (Arc::clone(&self.host), self.plugin.clone(), self.services);
         let plugin = self.threads.housekeep(move |_| host.plugin(&plugin)).await?;
         self.is_described(&plugin.description);
-        let opening = move |_: &Call<'_>| {
-            native::open(plugin.table, services).map(|store| Opening(Some(Opened::Here(store))))
-        };
+        let opening =
+            move |_: &Call<'_>| plugin.open(services).map(|store| Opening(Some(Opened::Here(store))));
         self.threads.housekeep(opening).await
     }
 

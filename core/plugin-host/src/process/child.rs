@@ -37,7 +37,6 @@ use crate::{
     instance::{Call, Instance, Refusal},
     lanes::Lanes,
     load::{Opened, Plugin},
-    native,
     services::{Event, HostSide},
 };
 
@@ -226,7 +225,7 @@ impl Process {
     }
 
     fn group(&self, call: u64, plugin: u32, config: &[u8]) {
-        let group = self.plugin(plugin).and_then(|plugin| Ok(native::isolation_group(plugin.table, config)?));
+        let group = self.plugin(plugin).and_then(|plugin| Ok(plugin.isolation_group(config)?));
         self.outbox.done(call, group.as_ref().map(|group| Reply::Group(group.as_deref())));
     }
 
@@ -237,7 +236,7 @@ impl Process {
             config: Mutex::new(Some(config)),
             outbox: Arc::clone(&self.outbox),
         }));
-        let opened = self.plugin(plugin).and_then(|plugin| Ok(native::open(plugin.table, side)?));
+        let opened = self.plugin(plugin).and_then(|plugin| Ok(plugin.open(side)?));
         let opened = opened.map(|instance| {
             lock(&self.stores).insert(store, Arc::new(Held { instance, side }));
         });
