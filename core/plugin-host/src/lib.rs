@@ -26,6 +26,7 @@ pub mod testing;
 mod threads;
 mod turns;
 mod verify;
+mod waiting;
 
 use std::{
     collections::BTreeMap,

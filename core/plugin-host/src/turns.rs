@@ -16,6 +16,8 @@ use tokio::{
     time::timeout,
 };
 
+use crate::waiting::Waiting;
+
 /// How long a call waits without any turn being given back, before it goes to a lane instead. Inline calls take at most
 /// about 1 ms.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -64,7 +66,7 @@ impl Turns {
         if self.stuck.load(Ordering::Relaxed) {
             return None;
         }
-        let _waiting = Waiting::new(&self.waiting);
+        let _waiting = Waiting::join(&self.waiting, usize::MAX);
         let mut acquired = pin!(self.free.acquire());
         let mut seen = self.given_back.load(Ordering::Relaxed);
         loop {
@@ -115,22 +117,6 @@ fn nudge(turns: &Weak<Turns>, runtime: &Handle) {
         }
         drop(turns);
         thread::sleep(NUDGE_EVERY);
-    }
-}
-
-/// Counts one who waits, also where its request is given up meanwhile.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::lock;
+use crate::waiting::Waiting;
 
 /// Lanes, numbered from `first`.
 pub(super) struct Gate {
@@ -68,7 +69,7 @@ impl Gate {
         if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             return Ok(self.lane(permit));
         }
-        let _waiting = Waiting::new(&self.waiting, self.queue)?;
+        let _waiting = Waiting::join(&self.waiting, self.queue).ok_or(NoLane::Full)?;
         match timeout_at(deadline.into(), Arc::clone(&self.permits).acquire_owned()).await {
             Ok(Ok(permit)) => Ok(self.lane(permit)),
             _ => Err(NoLane::Late),
@@ -92,24 +93,6 @@ impl Drop for Lane {
     fn drop(&mut self) {
         // Before the permit, which is dropped after this.
         lock(&self.free).push(self.number);
-    }
-}
-
-/// Counts one who waits, also where its request is given up meanwhile.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize, most: usize) -> Result<Self, NoLane> {
-        let joined = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| {
-            (waiting < most).then_some(waiting + 1)
-        });
-        joined.map(|_| Self(count)).map_err(|_| NoLane::Full)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
