@@ -48,7 +48,7 @@ pub use verify::PublicKey;
 
 use crate::{
     latch::Latch,
-    load::{Opened, Plugin},
+    load::{FileIdentity, Opened, Plugin},
     process::{PluginFile, Processes},
     turns::Turns,
 };
@@ -57,7 +57,7 @@ use crate::{
 pub struct Host {
     settings: RwLock<Settings>,
     /// By device and inode, with those that were refused after their code had run.
-    plugins: Mutex<BTreeMap<(u64, u64), Loaded>>,
+    plugins: Mutex<BTreeMap<FileIdentity, Loaded>>,
     latch: Arc<Latch>,
     turns: Arc<Turns>,
     processes: Processes,

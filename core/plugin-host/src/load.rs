@@ -30,6 +30,9 @@ use crate::{Class, Description, Failure, failure::tame, instance::Instance, nati
 /// The largest file that is taken for a plugin: 256 MiB.
 const SIZE_MAX: u64 = 256 << 20;
 
+/// Device and inode of a plugin's file: what makes it the one that is meant.
+pub(crate) type FileIdentity = (u64, u64);
+
 /// A plugin that is loaded, and stays so until the process ends.
 pub(crate) struct Plugin {
     pub(crate) description: Description,
@@ -41,7 +44,7 @@ pub(crate) struct Plugin {
 pub(crate) struct Opened {
     file: File,
     path: PathBuf,
-    identity: (u64, u64),
+    identity: FileIdentity,
 }
 
 /// A file that has been read: it has the right hash where one is asked for, and exports a plugin's entry point.
@@ -97,7 +100,7 @@ impl Opened {
     }
 
     /// Device and inode: two paths with the same identity are one plugin.
-    pub(crate) fn identity(&self) -> (u64, u64) {
+    pub(crate) fn identity(&self) -> FileIdentity {
         self.identity
     }
 

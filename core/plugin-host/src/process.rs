@@ -33,6 +33,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use crate::load::FileIdentity;
+
 pub use child::process_main;
 #[cfg(feature = "test-support")]
 pub use door::InProcess;
@@ -50,8 +52,7 @@ pub(crate) struct PluginFile {
     pub(crate) name: String,
     pub(crate) file: PathBuf,
     pub(crate) sha256: Option<[u8; 32]>,
-    /// Device and inode.
-    pub(crate) identity: (u64, u64),
+    pub(crate) identity: FileIdentity,
 }
 
 /// How a process for plugins is started: a program that does nothing but call [`process_main`].

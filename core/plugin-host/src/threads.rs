@@ -117,7 +117,7 @@ impl Threads {
             Ok(Err(_)) if Instant::now() < request.deadline => {
                 Err(Failure::internal("the lane gave no answer"))
             }
-            _ => Err(Failure::new(Class::Deadline, "the plugin did not answer within the deadline")),
+            _ => Err(late()),
         }
     }
 
@@ -133,16 +133,11 @@ impl Threads {
                 let _ = answer.send(job(&Call { lane, deadline: Some(deadline), request_id: "" }));
             }
         };
-        self.housekeeping
-            .submit(Box::new(run))
-            .map_err(|_| Failure::new(Class::Unavailable, "the plugin still hangs in an earlier call"))?;
+        self.housekeeping.submit(Box::new(run)).map_err(|_| hangs())?;
         match timeout_at(deadline.into(), result).await {
             Ok(Ok(result)) => result.map_err(Into::into),
             Ok(Err(_)) => Err(Failure::internal("the lane gave no answer")),
-            Err(_) => Err(Failure::new(
-                Class::Unavailable,
-                format!("the plugin did not answer within {} s", HOUSEKEEPING_DEADLINE.as_secs()),
-            )),
+            Err(_) => Err(silent()),
         }
     }
 }
@@ -165,6 +160,23 @@ fn call(
     Ok(out)
 }
 
+/// A call to a key came back too late, or not at all.
+pub(crate) fn late() -> Failure {
+    Failure::new(Class::Deadline, "the plugin did not answer within the deadline")
+}
+
+/// Opening, listing or health didn't come back in its time.
+pub(crate) fn silent() -> Failure {
+    let seconds = HOUSEKEEPING_DEADLINE.as_secs();
+    Failure::new(Class::Unavailable, format!("the plugin did not answer within {seconds} s"))
+}
+
+/// Too many such calls wait already.
+pub(crate) fn hangs() -> Failure {
+    Failure::new(Class::Unavailable, "the plugin still hangs in an earlier call")
+}
+
+/// The store's queue is full.
 pub(crate) fn shed(limits: Limits) -> Failure {
     Failure::new(
         Class::Shed,

@@ -3,6 +3,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     time::{Duration, Instant},
 };
 
@@ -32,6 +33,16 @@ pub(super) enum Verdict {
     Restart(Duration),
     /// The breaker is open: one try after each such pause.
     Open(Duration),
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Restart(pause) if pause.is_zero() => write!(f, "it is started again at once"),
+            Self::Restart(pause) => write!(f, "it is started again in {pause:?}"),
+            Self::Open(pause) => write!(f, "it has died too often, and is tried again every {pause:?}"),
+        }
+    }
 }
 
 impl Breaker {

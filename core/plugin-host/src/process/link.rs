@@ -37,7 +37,7 @@ use super::{
     quota::Quota,
     wire::{self, Frame, Inbox, Message, Order, Told},
 };
-use crate::{Description, failure::tame, instance::Refusal, services::HostSide};
+use crate::{Description, failure::tame, instance::Refusal, load::FileIdentity, services::HostSide};
 
 /// How many questions of a process may be open at once: it has one for each thread at most.
 const ASKS_MAX: usize = 4096;
@@ -63,7 +63,7 @@ pub(super) struct Link {
     calls: Calls,
     asks: AtomicU32,
     desk: Desk,
-    loaded: tokio::sync::Mutex<HashMap<(u64, u64), (u32, Description)>>,
+    loaded: tokio::sync::Mutex<HashMap<FileIdentity, (u32, Description)>>,
     numbers: AtomicU32,
     /// No call gets through any more.
     closed: AtomicBool,

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fmt, io,
+    io,
     sync::{Arc, Mutex, Weak},
     time::{Duration, Instant, SystemTime},
 };
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::{
     Launcher, PluginFile, ProcessStatus, Remote, Surroundings,
-    breaker::{Breaker, Verdict},
+    breaker::Breaker,
     calls::{About, CallError, Expects, Given},
     confine::{self, Confinement},
     launch::launch,
@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     Class, Description, Failure,
+    load::FileIdentity,
     services::{HostSide, Services},
 };
 
@@ -37,14 +38,8 @@ pub(crate) struct Processes {
     /// Several of one group only where their stores want different things of them.
     groups: Mutex<HashMap<Group, Vec<Weak<Process>>>>,
     /// By the identity of the plugin's file: one process at a time finds out what a plugin is.
-    examinations: Mutex<HashMap<Identity, Desk>>,
+    examinations: Mutex<HashMap<FileIdentity, Arc<tokio::sync::Mutex<Examination>>>>,
 }
-
-/// A plugin's file: device and inode.
-pub(super) type Identity = (u64, u64);
-
-/// Where one store at a time finds out what a plugin is.
-type Desk = Arc<tokio::sync::Mutex<Examination>>;
 
 /// What is known of a plugin before a store of it has a process.
 #[derive(Default)]
@@ -60,7 +55,7 @@ enum Group {
     /// As the configuration says.
     Named(String),
     /// Those of one plugin, by its identity, that the plugin puts together.
-    Of(Identity, Option<String>),
+    Of(FileIdentity, Option<String>),
 }
 
 /// What a store wants.
@@ -120,7 +115,7 @@ impl Processes {
         all
     }
 
-    fn examination(&self, file: &PluginFile) -> Desk {
+    fn examination(&self, file: &PluginFile) -> Arc<tokio::sync::Mutex<Examination>> {
         Arc::clone(lock(&self.examinations).entry(file.identity).or_default())
     }
 
@@ -394,8 +389,7 @@ impl Process {
             process = self.name(),
             pid = link.pid,
             stores,
-            "a plugin process died: {death}; {}{refused}",
-            Next(verdict)
+            "a plugin process died: {death}; {verdict}{refused}"
         );
     }
 
@@ -438,19 +432,6 @@ impl Drop for Process {
     }
 }
 
-/// What follows from a death, in words.
-struct Next(Verdict);
-
-impl fmt::Display for Next {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Verdict::Restart(pause) if pause.is_zero() => write!(f, "it is started again at once"),
-            Verdict::Restart(pause) => write!(f, "it is started again in {pause:?}"),
-            Verdict::Open(pause) => write!(f, "it has died too often, and is tried again every {pause:?}"),
-        }
-    }
-}
-
 impl From<NotNow> for StartError {
     fn from(not_now: NotNow) -> Self {
         Self::NotNow(not_now)
@@ -472,17 +453,19 @@ impl From<CallError> for StartError {
     }
 }
 
+impl From<NotNow> for Failure {
+    fn from(NotNow { pause, is_open }: NotNow) -> Self {
+        let often = if is_open { "has died too often" } else { "has died" };
+        let pause = Duration::from_millis(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
+        let message = format!("the plugin's process {often}; it is started again in {pause:.1?}");
+        Self { retry_after: Some(pause), ..Self::new(Class::Unavailable, message) }
+    }
+}
+
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         match error {
-            StartError::NotNow(NotNow { pause, is_open }) => {
-                let often = if is_open { "has died too often" } else { "has died" };
-                let pause = Duration::from_millis(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
-                let message = format!("the plugin's process {often}; it is started again in {pause:.1?}");
-                let mut failure = Self::new(Class::Unavailable, message);
-                failure.retry_after = Some(pause);
-                failure
-            }
+            StartError::NotNow(not_now) => not_now.into(),
             StartError::Died => CallError::Gone.into(),
             StartError::Failed(failure) => failure,
         }

@@ -24,14 +24,14 @@ use super::{
     calls::{About, Answer, CallError, Expects, Given},
     gate::{Gate, Lane, NoLane},
     link::Link,
-    registry::{NotNow, Placed, StartError},
+    registry::{Placed, StartError},
     wire::{Order, Work},
 };
 use crate::{
     Class, Failure, Key, Limits, Load, Request,
     instance::RawListing,
     services::{HostSide, Services},
-    threads::{HOUSEKEEPING_DEADLINE, HOUSEKEEPING_QUEUE, shed},
+    threads::{HOUSEKEEPING_DEADLINE, HOUSEKEEPING_QUEUE, hangs, late, shed, silent},
 };
 
 /// The first and the longest pause before opening again what a plugin refused to open.
@@ -169,10 +169,7 @@ impl Remote {
                 Ok(Err(CallError::Gone)) => {}
                 Ok(Err(CallError::Refused(refusal))) => return Err(refusal.into()),
                 Err(_) => {
-                    return Err(Failure::new(
-                        Class::Deadline,
-                        "the plugin did not answer within the deadline",
-                    ));
+                    return Err(late());
                 }
             }
         }
@@ -228,8 +225,8 @@ impl Remote {
 
     /// The housekeeping lane and the session.
     async fn ready(&self) -> Result<(Lane, Session), Failure> {
-        let hangs = |_| Failure::new(Class::Unavailable, "the plugin still hangs in an earlier call");
-        let lane = self.housekeeping.enter(Instant::now() + HOUSEKEEPING_DEADLINE).await.map_err(hangs)?;
+        let lane = self.housekeeping.enter(Instant::now() + HOUSEKEEPING_DEADLINE).await;
+        let lane = lane.map_err(|_| hangs())?;
         Ok((lane, in_time::<_, _, Failure>(self.session()).await?))
     }
 
@@ -289,7 +286,7 @@ impl Remote {
                 Err(StartError::Died) => Duration::ZERO, // the breaker says how to go on
                 Err(StartError::NotNow(not_now)) => {
                     let pause = not_now.pause;
-                    self.set(if pause < SOON { Phase::Opening } else { Phase::Down(again(not_now)) });
+                    self.set(if pause < SOON { Phase::Opening } else { Phase::Down(not_now.into()) });
                     pause
                 }
             };
@@ -416,15 +413,10 @@ fn level() -> u32 {
 
 /// What comes of it within the time for opening, listing and health.
 async fn in_time<T, E, F: From<E> + From<Failure>>(call: impl Future<Output = Result<T, E>>) -> Result<T, F> {
-    let late = || format!("the plugin did not answer within {} s", HOUSEKEEPING_DEADLINE.as_secs());
     match timeout(HOUSEKEEPING_DEADLINE, call).await {
         Ok(given) => given.map_err(F::from),
-        Err(_) => Err(Failure::new(Class::Unavailable, late()).into()),
+        Err(_) => Err(silent().into()),
     }
-}
-
-fn again(not_now: NotNow) -> Failure {
-    StartError::NotNow(not_now).into()
 }
 
 fn unexpected(given: &Given) -> Failure {
