@@ -202,7 +202,9 @@ pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 /// # Errors
 /// The first thing that is wrong, with its place and its cure.
 pub fn load(flags: &Flags, env: Environment<'_>) -> Result<Config, Error> {
-    load_from(&file::LOCATIONS, flags, env)
+    let mut config = load_from(&file::LOCATIONS, flags, env)?;
+    store::hand_on(&mut config.stores, std::env::vars_os());
+    Ok(config)
 }
 
 /// The configuration file of a new installation: every option, explained, at its default.
@@ -217,9 +219,7 @@ fn load_from(locations: &[impl AsRef<Path>], flags: &Flags, env: Environment<'_>
         None => file::first_of(locations)?,
     };
     let Some(Source { path, text, world_readable }) = source else {
-        let mut config = settings::resolve("", flags, env)?;
-        store::hand_on(&mut config.stores, std::env::vars_os());
-        return Ok(config);
+        return Ok(settings::resolve("", flags, env)?);
     };
     let in_file = |notice: Notice| Notice { file: notice.position.map(|_| path.clone()), ..notice };
     let mut config = settings::resolve(&text, flags, env).map_err(|notice| Error(in_file(notice)))?;
@@ -228,7 +228,6 @@ fn load_from(locations: &[impl AsRef<Path>], flags: &Flags, env: Environment<'_>
         config.warnings.push(readable_secret(path.clone()));
     }
     config.file = Some(path);
-    store::hand_on(&mut config.stores, std::env::vars_os());
     Ok(config)
 }
 
