@@ -422,6 +422,24 @@ typedef struct keystead_isolation {
     uint32_t (*group)(keystead_bytes config, keystead_buffer *out);
 } keystead_isolation;
 
+// What a plugin advises for one store.
+typedef struct keystead_advice_report {
+    // Size of this struct in bytes.
+    uint32_t size;
+    // How many lanes get the most out of it; 0 for no opinion.
+    uint32_t lanes;
+    // How long all its lanes may hang in calls before none will come back, in milliseconds; 0 for no opinion.
+    uint64_t stuck_after_ms;
+} keystead_advice_report;
+
+// How a store is best used, where its configuration doesn't say. Static and constant.
+typedef struct keystead_advice {
+    // Size of this struct in bytes.
+    uint32_t size;
+    // [any thread] Fills `advice` in for an open store. Asked once, after `open`; does nothing else.
+    uint32_t (*advise)(void *store, keystead_advice_report *advice);
+} keystead_advice;
+
 // What a plugin offers: the one table of the contract. Static and constant; no function is NULL.
 typedef struct keystead_backend {
     // Size of this struct in bytes.
@@ -554,6 +572,13 @@ KEYSTEAD_ASSERT(offsetof(keystead_credentials, accepted) == 24);
 KEYSTEAD_ASSERT(sizeof(keystead_isolation) == 16);
 KEYSTEAD_ASSERT(offsetof(keystead_isolation, size) == 0);
 KEYSTEAD_ASSERT(offsetof(keystead_isolation, group) == 8);
+KEYSTEAD_ASSERT(sizeof(keystead_advice_report) == 16);
+KEYSTEAD_ASSERT(offsetof(keystead_advice_report, size) == 0);
+KEYSTEAD_ASSERT(offsetof(keystead_advice_report, lanes) == 4);
+KEYSTEAD_ASSERT(offsetof(keystead_advice_report, stuck_after_ms) == 8);
+KEYSTEAD_ASSERT(sizeof(keystead_advice) == 16);
+KEYSTEAD_ASSERT(offsetof(keystead_advice, size) == 0);
+KEYSTEAD_ASSERT(offsetof(keystead_advice, advise) == 8);
 KEYSTEAD_ASSERT(sizeof(keystead_backend) == 72);
 KEYSTEAD_ASSERT(offsetof(keystead_backend, size) == 0);
 KEYSTEAD_ASSERT(offsetof(keystead_backend, draft) == 4);

@@ -326,6 +326,31 @@ pub struct IsolationTable {
     pub group: unsafe extern "C" fn(config: Bytes, out: *mut Buffer) -> u32,
 }
 
+/// Name of the plugin extension [`AdviceTable`].
+pub const ADVICE_EXTENSION: &str = "keystead.advice/1";
+
+/// How a store is best used, where its configuration doesn't say. Static and constant.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, StableAbi)]
+pub struct AdviceTable {
+    /// Size of this struct in bytes.
+    pub size: u32,
+    /// `[any thread]` Fills `advice` in for an open store. Asked once, after `open`; does nothing else.
+    pub advise: unsafe extern "C" fn(store: *mut c_void, advice: *mut AdviceReport) -> u32,
+}
+
+/// What a plugin advises for one store.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, StableAbi)]
+pub struct AdviceReport {
+    /// Size of this struct in bytes.
+    pub size: u32,
+    /// How many lanes get the most out of it; 0 for no opinion.
+    pub lanes: u32,
+    /// How long all its lanes may hang in calls before none will come back, in milliseconds; 0 for no opinion.
+    pub stuck_after_ms: u64,
+}
+
 /// What a plugin offers: the one table of the contract. Static and constant; no function is NULL.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]

@@ -72,6 +72,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
         out: &mut Output<'_>,
     ) -> Result<(), Error>;
 
+    /// How this store is best used, where its configuration doesn't say. Asked once, after `open`.
+    fn advice(&self) -> Advice {
+        Advice::default()
+    }
+
     /// Called every 30 s; the place for keep-alives.
     ///
     /// # Errors
@@ -194,6 +199,16 @@ pub enum Severity {
     Warning,
     /// This entry isn't served.
     Error,
+}
+
+/// How a store is best used, where its configuration doesn't say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "a plugin writes it as a literal")]
+pub struct Advice {
+    /// How many lanes get the most out of it; `None` for no opinion.
+    pub lanes: Option<u32>,
+    /// How long all its lanes may hang in calls before none will come back, to the millisecond; `None` for no opinion.
+    pub stuck_after: Option<Duration>,
 }
 
 /// What [`Backend::health`] answers.

@@ -19,13 +19,13 @@ use abi_stable::{
 };
 
 use crate::{
-    Algorithm, Backend, Call, CallClass, Code, Description, Error, Health, Host, Isolation, Lane, Listing,
-    Output, Severity,
+    Advice, Algorithm, Backend, Call, CallClass, Code, Description, Error, Health, Host, Isolation, Lane,
+    Listing, Output, Severity,
     abi::{
-        BackendTable, Buffer, Bytes, CALL_BLOCKING, CALL_INLINE, Context, DRAFT, DescriptionTable,
-        FindingEntry, HealthReport, HostTable, ISOLATION_EXTENSION, ISOLATION_INLINE, ISOLATION_PROCESS,
-        IsolationTable, KeyEntry, KeyPage, LANE_HOUSEKEEPING, LANE_INLINE, NO_DEADLINE, Report, Root,
-        RootRef, SEVERITY_ERROR, SEVERITY_WARNING, struct_size,
+        ADVICE_EXTENSION, AdviceReport, AdviceTable, BackendTable, Buffer, Bytes, CALL_BLOCKING, CALL_INLINE,
+        Context, DRAFT, DescriptionTable, FindingEntry, HealthReport, HostTable, ISOLATION_EXTENSION,
+        ISOLATION_INLINE, ISOLATION_PROCESS, IsolationTable, KeyEntry, KeyPage, LANE_HOUSEKEEPING,
+        LANE_INLINE, NO_DEADLINE, Report, Root, RootRef, SEVERITY_ERROR, SEVERITY_WARNING, struct_size,
     },
     algorithm::Operation,
     forward,
@@ -293,8 +293,26 @@ unsafe extern "C" fn extension<B: Backend>(name: Bytes) -> *const c_void {
             const { &IsolationTable { size: struct_size::<IsolationTable>(), group: group::<B> } },
         )
         .cast(),
+        name if name == ADVICE_EXTENSION.as_bytes() => std::ptr::from_ref(
+            const { &AdviceTable { size: struct_size::<AdviceTable>(), advise: advise::<B> } },
+        )
+        .cast(),
         _ => std::ptr::null(),
     }
+}
+
+unsafe extern "C" fn advise<B: Backend>(store: *mut c_void, advice: *mut AdviceReport) -> u32 {
+    // SAFETY: the store is as `abi` demands of the host.
+    let store = unsafe { borrow::<B>(store) };
+    contain(store.host, Bytes::EMPTY, None, || {
+        let Advice { lanes, stuck_after } = store.backend()?.advice();
+        let stuck_after = stuck_after.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        let size = struct_size::<AdviceReport>();
+        let report = AdviceReport { size, lanes: lanes.unwrap_or(0), stuck_after_ms: stuck_after };
+        // SAFETY: the host passes a place for the answer that lives through the call.
+        unsafe { *advice = report };
+        Ok(())
+    })
 }
 
 unsafe extern "C" fn group<B: Backend>(config: Bytes, out: *mut Buffer) -> u32 {

@@ -86,8 +86,8 @@ pub mod schema;
 
 pub use algorithm::{Algorithm, Input};
 pub use backend::{
-    Backend, Call, CallClass, Description, Finding, Health, Isolation, Key, Lane, Listing, Output, Secret,
-    Severity,
+    Advice, Backend, Call, CallClass, Description, Finding, Health, Isolation, Key, Lane, Listing, Output,
+    Secret, Severity,
 };
 pub use error::{Code, Error, Vendor};
 pub use host::{Credentials, Host};

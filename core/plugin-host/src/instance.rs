@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use keystead_plugin_api::{CallClass, Code, Error, Isolation, Severity, abi::DRAFT, algorithm::Operation};
+use keystead_plugin_api::{
+    Advice, CallClass, Code, Error, Isolation, Severity, abi::DRAFT, algorithm::Operation,
+};
 
 use crate::Failure;
 
@@ -102,11 +104,23 @@ pub(crate) trait Instance: Send + Sync {
     /// Asks how it is; answers the generation of the listing.
     fn health(&self, call: &Call<'_>) -> Result<u64, Refusal>;
 
+    /// How it is best used.
+    fn advice(&self) -> Advice;
+
     /// Lets no further call start.
     fn stop(&self);
 
     /// Stops it, waits for calls and ends it, in `grace` all in all. Nothing is called after this.
     fn close(&self, grace: Duration);
+}
+
+/// What is believed of a plugin's advice: whatever makes no sense is no opinion.
+pub(crate) fn believed(advice: Advice) -> Advice {
+    let hour = Duration::from_secs(3_600);
+    Advice {
+        lanes: advice.lanes.filter(|lanes| (1..=1024).contains(lanes)),
+        stuck_after: advice.stuck_after.filter(|time| (Duration::from_secs(1)..=hour).contains(time)),
+    }
 }
 
 /// What goes with a call.

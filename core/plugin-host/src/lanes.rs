@@ -51,10 +51,9 @@ impl Lanes {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Starts no more than `lanes` threads, where that is fewer than before.
+    /// Starts no more than `lanes` threads from now on.
     pub(crate) fn limit(&self, lanes: u32) {
-        let mut state = self.shared.lock();
-        state.lanes = state.lanes.min(lanes).max(1);
+        self.shared.lock().lanes = lanes.max(1);
     }
 
     /// The most threads that there will be.

@@ -11,10 +11,11 @@ use std::{
 };
 
 use keystead_plugin_api::{
-    CallClass, Code, Error, Finding, Isolation, Severity,
+    Advice, CallClass, Code, Error, Finding, Isolation, Severity,
     abi::{
-        BackendTable, Buffer, Bytes, Context, DescriptionTable, FindingEntry, HealthReport,
-        ISOLATION_EXTENSION, IsolationTable, KEY_ID_MAX, KeyEntry, KeyPage, Report, struct_size,
+        ADVICE_EXTENSION, AdviceReport, AdviceTable, BackendTable, Buffer, Bytes, Context, DescriptionTable,
+        FindingEntry, HealthReport, ISOLATION_EXTENSION, IsolationTable, KEY_ID_MAX, KeyEntry, KeyPage,
+        Report, struct_size,
     },
     algorithm::Operation,
     schema,
@@ -23,7 +24,7 @@ use keystead_plugin_api::{
 use crate::{
     Description,
     failure::tame,
-    instance::{ALGORITHMS_MAX, Call, Instance, NAME_MAX, RawKey, RawListing, Refusal, SPKI_MAX},
+    instance::{ALGORITHMS_MAX, Call, Instance, NAME_MAX, RawKey, RawListing, Refusal, SPKI_MAX, believed},
     services::{self, HostSide},
 };
 
@@ -182,6 +183,22 @@ impl Instance for Native {
             unsafe { (self.table.health)(self.store, &raw const context, &raw mut health, &raw mut report) };
         outcome(code, &report, &memory)?;
         Ok(health.generation)
+    }
+
+    fn advice(&self) -> Advice {
+        // SAFETY: the name lives through the call; under this name the plugin answers NULL or an `AdviceTable` that is
+        // static.
+        let table = unsafe {
+            (self.table.extension)(Bytes::new(ADVICE_EXTENSION.as_bytes())).cast::<AdviceTable>().as_ref()
+        };
+        let mut report = AdviceReport { size: struct_size::<AdviceReport>(), lanes: 0, stuck_after_ms: 0 };
+        match (table.filter(|table| table.size >= struct_size::<AdviceTable>()), self.enter()) {
+            // SAFETY: the store is the plugin's own and still open, and `report` lives through the call.
+            (Some(table), Ok(_entered)) if unsafe { (table.advise)(self.store, &raw mut report) } == 0 => {}
+            _ => return Advice::default(),
+        }
+        let stuck_after = Some(Duration::from_millis(report.stuck_after_ms));
+        believed(Advice { lanes: Some(report.lanes), stuck_after })
     }
 
     fn stop(&self) {

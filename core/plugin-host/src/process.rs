@@ -84,8 +84,9 @@ pub struct Surroundings {
     pub memory: u64,
     /// Whether it may leave core dumps, which hold keys and PINs.
     pub core_dumps: bool,
-    /// How long no call may come back while all lanes of a store are in one, before it is ended and started anew.
-    pub stuck_after: Duration,
+    /// How long no call may come back while all lanes of a store are in one, before it is ended and started anew. Without
+    /// one, as long as the plugin advises, or else [`Surroundings::STUCK_AFTER`].
+    pub stuck_after: Option<Duration>,
 }
 
 /// How one process is.
@@ -108,6 +109,12 @@ pub struct ProcessStatus {
     pub last_death: Option<String>,
 }
 
+impl Surroundings {
+    /// [`Self::stuck_after`] where neither the configuration nor the plugin says: an HSM that fails over takes some 20 s,
+    /// and this is 8 times what clients wait.
+    pub const STUCK_AFTER: Duration = Duration::from_secs(60);
+}
+
 impl Default for Surroundings {
     fn default() -> Self {
         Self {
@@ -118,7 +125,7 @@ impl Default for Surroundings {
             groups: Vec::new(),
             memory: 1 << 30,
             core_dumps: false,
-            stuck_after: Duration::from_secs(60),
+            stuck_after: None,
         }
     }
 }

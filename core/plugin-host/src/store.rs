@@ -37,8 +37,9 @@ pub enum VerifySignatures {
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::exhaustive_structs, reason = "the server fills it in as a literal")]
 pub struct Limits {
-    /// Lanes: calls to blocking keys that run at once. A plugin that can use fewer gets fewer.
-    pub lanes: u32,
+    /// Lanes: calls to blocking keys that run at once. A plugin that can use fewer gets fewer; without a number, it gets
+    /// as many as it advises, or else [`Limits::LANES`].
+    pub lanes: Option<u32>,
     /// Calls that wait for a lane; more are shed.
     pub queue: usize,
 }
@@ -131,6 +132,17 @@ pub struct Request<'a> {
     pub id: &'a str,
     /// When nobody waits for the answer any more.
     pub deadline: Instant,
+}
+
+impl Limits {
+    /// Lanes of a store where neither its configuration nor its plugin says how many: what network HSMs want for their
+    /// full throughput (20 to 30, by their vendors' documents), which costs little where it is too many.
+    pub const LANES: u32 = 24;
+
+    /// How many lanes there are where a plugin advises some, and can use no more than others.
+    pub(crate) fn lanes(self, advised: Option<u32>, most: Option<u32>) -> u32 {
+        self.lanes.or(advised).unwrap_or(Self::LANES).min(most.unwrap_or(u32::MAX)).max(1)
+    }
 }
 
 impl Store {
@@ -256,19 +268,25 @@ impl Store {
         let (host, plugin, services) = (Arc::clone(&self.host), self.plugin.clone(), self.services);
         let plugin = self.threads.housekeep(move |_| host.plugin(&plugin)).await?;
         self.is_described(&plugin.description);
-        let opening =
-            move |_: &Call<'_>| plugin.open(services).map(|store| Opening(Some(Opened::Here(store))));
-        self.threads.housekeep(opening).await
+        let most = plugin.description.lanes_max;
+        let opening = move |_: &Call<'_>| {
+            let opened = plugin.open(services)?;
+            let advice = opened.advice();
+            Ok::<_, keystead_plugin_api::Error>((Opening(Some(Opened::Here(opened))), advice))
+        };
+        let (opening, advice) = self.threads.housekeep(opening).await?;
+        self.threads.settle(advice.lanes, most);
+        Ok(opening)
     }
 
     async fn open_there(&self, placed: Placed) -> Result<Opening, Failure> {
         self.is_described(&placed.description);
-        let remote = Remote::open(&self.name, placed, self.threads.limits(), self.services).await?;
+        let remote = Remote::open(&self.name, placed, self.threads.configured(), self.services).await?;
         Ok(Opening(Some(Opened::Child(remote))))
     }
 
     fn is_described(&self, description: &Description) {
-        self.threads.limit(description.lanes_max);
+        self.threads.settle(None, description.lanes_max);
         *self.description.lock().unwrap_or_else(PoisonError::into_inner) = Some(description.clone());
     }
 

@@ -40,17 +40,22 @@ impl Threads {
     pub(crate) fn new(store: &str, limits: Limits, turns: &Arc<Turns>) -> Self {
         let housekeeping =
             Lanes::new(&format!("{store}/housekeeping"), LANE_HOUSEKEEPING, 1, HOUSEKEEPING_QUEUE);
-        let lanes = Lanes::new(store, 0, limits.lanes, limits.queue);
+        let lanes = Lanes::new(store, 0, limits.lanes(None, None), limits.queue);
         Self { lanes, housekeeping, turns: Arc::clone(turns), limits }
     }
 
-    /// Uses no more lanes than the plugin can.
-    pub(crate) fn limit(&self, lanes: Option<u32>) {
-        self.lanes.limit(lanes.unwrap_or(u32::MAX));
+    /// Uses as many lanes as are configured or else advised, and no more than the plugin can.
+    pub(crate) fn settle(&self, advised: Option<u32>, most: Option<u32>) {
+        self.lanes.limit(self.limits.lanes(advised, most));
     }
 
     pub(crate) fn limits(&self) -> Limits {
-        Limits { lanes: self.lanes.count(), ..self.limits }
+        Limits { lanes: Some(self.lanes.count()), ..self.limits }
+    }
+
+    /// What was configured.
+    pub(crate) fn configured(&self) -> Limits {
+        self.limits
     }
 
     pub(crate) fn load(&self) -> Load {
@@ -180,6 +185,6 @@ pub(crate) fn hangs() -> Failure {
 pub(crate) fn shed(limits: Limits) -> Failure {
     Failure::new(
         Class::Shed,
-        format!("all {} lanes are busy and {} calls wait already", limits.lanes, limits.queue),
+        format!("all {} lanes are busy and {} calls wait already", limits.lanes(None, None), limits.queue),
     )
 }

@@ -72,11 +72,7 @@ impl ManagedStore {
             config: config.config.clone(),
             secrets: Box::new(Sources(config.secrets.clone())),
             limits: host::Limits {
-                lanes: config
-                    .limits
-                    .lanes
-                    .and_then(|lanes| u32::try_from(lanes).ok())
-                    .unwrap_or_else(default_lanes),
+                lanes: config.limits.lanes.and_then(|lanes| u32::try_from(lanes).ok()),
                 queue: config.limits.queue,
             },
             verify_signatures: match config.verify_signatures {
@@ -351,12 +347,6 @@ fn uptime(from_now: Duration) -> u64 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     let since = START.elapsed().saturating_add(from_now);
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Lanes of a store that sets none: what network HSMs want for their full throughput (20 to 30, by their vendors'
-/// documents), which costs little where it is too many.
-fn default_lanes() -> u32 {
-    24
 }
 
 /// The secrets of a store, by name.

@@ -3,8 +3,8 @@
 use std::mem::offset_of;
 
 use keystead_plugin_api::abi::{
-    BackendTable, Buffer, Bytes, Context, CredentialsTable, DescriptionTable, FindingEntry, HealthReport,
-    HostTable, IsolationTable, KeyEntry, KeyPage, LogRecord, Report,
+    AdviceReport, AdviceTable, BackendTable, Buffer, Bytes, Context, CredentialsTable, DescriptionTable,
+    FindingEntry, HealthReport, HostTable, IsolationTable, KeyEntry, KeyPage, LogRecord, Report,
 };
 
 /// The layout of each struct, as assertions in C.
@@ -23,6 +23,8 @@ pub(crate) fn assertions() -> String {
         layout!(HostTable "host": size, draft, context, log_enabled, log, config, secret, keys_changed, extension),
         layout!(CredentialsTable "credentials": size, refused, report, accepted),
         layout!(IsolationTable "isolation": size, group),
+        layout!(AdviceReport "advice_report": size, lanes, stuck_after_ms),
+        layout!(AdviceTable "advice": size, advise),
         layout!(BackendTable "backend": size, draft, describe, open, close, keys, sign, decrypt, health, extension),
     ];
     structs.concat()

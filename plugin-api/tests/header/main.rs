@@ -32,12 +32,15 @@ const TYPES: &[(&str, &str)] = &[
     ("HostTable", "keystead_host"),
     ("CredentialsTable", "keystead_credentials"),
     ("IsolationTable", "keystead_isolation"),
+    ("AdviceReport", "keystead_advice_report"),
+    ("AdviceTable", "keystead_advice"),
     ("BackendTable", "keystead_backend"),
     ("EntryPoint", "keystead_entry_point"),
 ];
 
 /// Its constants, which are called the same with a prefix.
 const CONSTANTS: &[&str] = &[
+    "ADVICE_EXTENSION",
     "CALL_BLOCKING",
     "CALL_INLINE",
     "CREDENTIALS_EXTENSION",

@@ -16,11 +16,36 @@ pub(crate) fn error(doing: &str, failure: &Failure) -> Error {
     }
 }
 
-/// Whether a module answered that it doesn't know an object's handle (any more): the object is to be found again.
-pub(crate) fn is_stale_handle(error: &Error) -> bool {
-    let names = [RvError::KeyHandleInvalid, RvError::ObjectHandleInvalid].map(|rv| answer(rv).name);
-    error.vendor.as_ref().is_some_and(|vendor| names.contains(&vendor.name.as_str()))
+/// What may cure a failed call: a ladder, whose next step is taken where one wasn't enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Remedy {
+    /// Nothing here: the same call would fail the same way.
+    None,
+    /// Another session.
+    Session,
+    /// Logging in and finding the keys again.
+    Login,
+    /// Looking whether the token is there at all and, where it isn't, initialising the module anew.
+    Token,
 }
+
+/// What may cure a call that failed with one of PKCS#11's own codes; `None` for one that a vendor has defined.
+pub(crate) fn remedy(number: u64) -> Option<Remedy> {
+    match number {
+        // Cancelled, an operation is or isn't active, the session is gone.
+        0x50 | 0x90 | 0x91 | 0xb0 | 0xb3 => Some(Remedy::Session),
+        // An object's handle isn't known (any more), or nobody is logged in: modules answer either where a login was
+        // lost.
+        0x60 | 0x82 | 0x101 => Some(Remedy::Login),
+        // No such slot, general, function and device errors, device removed, no token, module not initialised.
+        0x03 | 0x05 | 0x06 | 0x30 | 0x32 | 0xe0 | 0xe1 | 0x190 => Some(Remedy::Token),
+        number if number < VENDOR_DEFINED => Some(Remedy::None),
+        _ => None,
+    }
+}
+
+/// Codes from here on are vendors' own (CKR_VENDOR_DEFINED).
+const VENDOR_DEFINED: u64 = 0x8000_0000;
 
 /// Whether a call failed for what it asked, so that its session is as good as before.
 pub(crate) fn spares_session(error: &Error) -> bool {
@@ -43,7 +68,10 @@ macro_rules! answers {
         fn answer(rv: RvError) -> Answer {
             match rv {
                 $(RvError::$variant => Answer { name: $name, number: $number, code: Code::$code },)*
-                RvError::VendorDefined(number) => vendor_defined(number),
+                // What it means is the vendor's secret, unless the profile knows it; until then it may pass.
+                RvError::VendorDefined(number) => {
+                    Answer { name: "CKR_VENDOR_DEFINED", number, code: Code::Unavailable }
+                }
                 RvError::UnknownErrorCode(number) => {
                     Answer { name: "CKR_UNKNOWN", number, code: Code::Unavailable }
                 }
@@ -52,21 +80,11 @@ macro_rules! answers {
     };
 }
 
-/// Thales Luna's codes that mean something special here (`cryptoki_v2.h` of its client); whatever else a vendor
-/// defines counts as a fault that may pass.
-fn vendor_defined(number: u64) -> Answer {
-    match number {
-        0x8000_0007 => Answer { name: "CKR_USER_LOCKED_OUT", number, code: Code::Credentials },
-        0x8000_0030 => Answer { name: "CKR_OPERATION_NOT_ALLOWED", number, code: Code::Denied },
-        _ => Answer { name: "CKR_VENDOR_DEFINED", number, code: Code::Unavailable },
-    }
-}
-
 // Everything about sessions, handles and the login is `Unavailable`: it says that the module or the device lost its
 // state, and a new session may cure it.
 answers! {
     Cancel = 0x01, "CKR_CANCEL", Unavailable;
-    HostMemory = 0x02, "CKR_HOST_MEMORY", Unavailable;
+    HostMemory = 0x02, "CKR_HOST_MEMORY", Throttled;
     SlotIdInvalid = 0x03, "CKR_SLOT_ID_INVALID", Unavailable;
     GeneralError = 0x05, "CKR_GENERAL_ERROR", Unavailable;
     FunctionFailed = 0x06, "CKR_FUNCTION_FAILED", Unavailable;
@@ -82,7 +100,7 @@ answers! {
     DataInvalid = 0x20, "CKR_DATA_INVALID", InvalidInput;
     DataLenRange = 0x21, "CKR_DATA_LEN_RANGE", InvalidInput;
     DeviceError = 0x30, "CKR_DEVICE_ERROR", Unavailable;
-    DeviceMemory = 0x31, "CKR_DEVICE_MEMORY", Unavailable;
+    DeviceMemory = 0x31, "CKR_DEVICE_MEMORY", Throttled;
     DeviceRemoved = 0x32, "CKR_DEVICE_REMOVED", Unavailable;
     EncryptedDataInvalid = 0x40, "CKR_ENCRYPTED_DATA_INVALID", InvalidInput;
     EncryptedDataLenRange = 0x41, "CKR_ENCRYPTED_DATA_LEN_RANGE", InvalidInput;
@@ -175,7 +193,6 @@ mod tests {
         let error = failed(RvError::PinIncorrect);
         assert_eq!(error.code, Code::Credentials);
         assert_eq!(error.to_string(), "signing: C_SignInit failed (CKR_PIN_INCORRECT 0xa0)");
-        assert_eq!(failed(RvError::VendorDefined(0x8000_0007)).code, Code::Credentials);
         assert_eq!(failed(RvError::VendorDefined(0x8000_abcd)).vendor.unwrap().number, 0x8000_abcd);
     }
 
@@ -198,9 +215,22 @@ mod tests {
     }
 
     #[test]
-    fn knows_stale_handles() {
-        assert!(is_stale_handle(&failed(RvError::ObjectHandleInvalid)));
-        assert!(is_stale_handle(&failed(RvError::KeyHandleInvalid)));
-        assert!(!is_stale_handle(&failed(RvError::SessionHandleInvalid)));
+    fn the_ladder_has_a_step_for_every_loss_and_none_for_a_wrong_request() {
+        let number = |rv| failed(rv).vendor.unwrap().number;
+        for (rv, expected) in [
+            (RvError::SessionHandleInvalid, Remedy::Session),
+            (RvError::OperationActive, Remedy::Session),
+            (RvError::ObjectHandleInvalid, Remedy::Login),
+            (RvError::KeyHandleInvalid, Remedy::Login),
+            (RvError::UserNotLoggedIn, Remedy::Login),
+            (RvError::DeviceError, Remedy::Token),
+            (RvError::CryptokiNotInitialized, Remedy::Token),
+            (RvError::PinIncorrect, Remedy::None),
+            (RvError::MechanismInvalid, Remedy::None),
+            (RvError::SessionCount, Remedy::None),
+        ] {
+            assert_eq!(remedy(number(rv)), Some(expected), "{rv:?}");
+        }
+        assert_eq!(remedy(0x8000_001a), None);
     }
 }

@@ -4,6 +4,11 @@
 //! object (CKA_PUBLIC_KEY_INFO, or the numbers themselves), on a public-key object with the same CKA_ID, then the same
 //! CKA_LABEL, and in a certificate likewise. An attribute that a module doesn't know counts as absent.
 
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    path::Path,
+};
+
 use cryptoki::{
     error::Error as Failure,
     object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
@@ -12,14 +17,16 @@ use cryptoki::{
 use der::{
     Decode, Encode, Tag, Tagged,
     asn1::{AnyRef, BitStringRef, Null, ObjectIdentifier, OctetStringRef, PrintableStringRef, UintRef},
+    pem,
 };
 use keystead_plugin_api::{Code, Error};
 use sha2::{Digest, Sha256};
 use spki::{AlgorithmIdentifierRef, SubjectPublicKeyInfoRef};
 
 use crate::{
-    Problem, ckr,
+    ckr,
     mechanism::{Allowed, KeyKind},
+    problem::Problem,
     uri::ObjectSelector,
 };
 
@@ -27,10 +34,23 @@ use crate::{
 /// was listed, whatever happens to labels, ids and serial numbers on the token; a rotated key is a new one.
 pub(crate) type KeyId = [u8; 32];
 
-/// A private key on a token.
-pub(crate) struct Found {
+/// A private key that a selector means, usable or not.
+pub(crate) struct Candidate {
     pub(crate) handle: ObjectHandle,
+    /// What people call it.
+    pub(crate) label: String,
+    /// Its own CKA_ID and CKA_LABEL, by which it is found again.
+    pub(crate) name: ObjectSelector,
+    /// What can be done with it, or why it can't be served.
+    pub(crate) usable: Result<Usable, Problem>,
+}
+
+/// What can be done with a private key.
+pub(crate) struct Usable {
     pub(crate) public: Public,
+    pub(crate) allowed: Allowed,
+    /// Whether it wants a PIN before each use (CKA_ALWAYS_AUTHENTICATE).
+    pub(crate) authenticates: bool,
 }
 
 /// The public half of a key.
@@ -41,39 +61,97 @@ pub(crate) struct Public {
     pub(crate) kind: KeyKind,
 }
 
-/// Finds the one private key that a selector means, with its public half.
+/// Every private key that a selector means. `supplied` is the public half as the operator gave it, which then isn't
+/// looked for on the token.
 ///
 /// # Errors
 ///
-/// Where there is none or more than one, and where its public half isn't to be had.
-pub(crate) fn find(session: &Session, object: &ObjectSelector) -> Result<Found, Problem> {
+/// Those of the token.
+pub(crate) fn list(
+    session: &Session,
+    object: &ObjectSelector,
+    supplied: Option<&Public>,
+) -> Result<Vec<Candidate>, Error> {
     let handles = search(session, ObjectClass::PRIVATE_KEY, object)?;
-    match *handles.as_slice() {
-        [handle] => Ok(Found { handle, public: public_half(session, handle)? }),
-        [] => Err(not_found(session)),
-        _ => Err(ambiguous(session, &handles)),
+    handles.into_iter().map(|handle| candidate(session, handle, supplied)).collect()
+}
+
+fn candidate(session: &Session, handle: ObjectHandle, supplied: Option<&Public>) -> Result<Candidate, Error> {
+    let id = bytes(session, handle, AttributeType::Id)?;
+    let label = bytes(session, handle, AttributeType::Label)?;
+    let usable = match usable(session, handle, supplied) {
+        // Whatever concerns more than this key ends the search.
+        Err(problem) if ckr::may_pass(&problem.error) => return Err(problem.error),
+        usable => usable,
+    };
+    let name = ObjectSelector { label, id };
+    Ok(Candidate { handle, label: label_of(&name), name, usable })
+}
+
+fn usable(session: &Session, handle: ObjectHandle, supplied: Option<&Public>) -> Result<Usable, Problem> {
+    let public = match supplied {
+        Some(public) => public.clone(),
+        None => public_half(session, handle)?,
+    };
+    Ok(Usable {
+        public,
+        allowed: allowed(session, handle)?,
+        authenticates: flag(session, handle, AttributeType::AlwaysAuthenticate)? == Some(true),
+    })
+}
+
+/// Finds a listed key again: the object of its name whose public half is the same.
+///
+/// # Errors
+///
+/// [`Code::NotFound`] where it isn't there, or another key has taken its place; those of the token.
+pub(crate) fn find_again(
+    session: &Session,
+    name: &ObjectSelector,
+    id: &KeyId,
+    supplied: Option<&Public>,
+) -> Result<ObjectHandle, Error> {
+    let handles = search(session, ObjectClass::PRIVATE_KEY, name)?;
+    if handles.is_empty() {
+        return Err(Error::new(Code::NotFound, "the key is not on the token any more"));
     }
+    for handle in handles {
+        let is_it = match supplied {
+            Some(public) => public.fits(key_type(session, handle)?),
+            None => match public_half(session, handle) {
+                Err(problem) if ckr::may_pass(&problem.error) => return Err(problem.error),
+                public => public.is_ok_and(|public| public.id() == *id),
+            },
+        };
+        if is_it {
+            return Ok(handle);
+        }
+    }
+    Err(Error::new(Code::NotFound, "another key has taken its place on the token"))
+}
+
+/// The mark of the private keys that a selector means now; see [`mark`].
+///
+/// # Errors
+///
+/// Those of the token.
+pub(crate) fn census(session: &Session, object: &ObjectSelector) -> Result<u64, Error> {
+    Ok(mark(search(session, ObjectClass::PRIVATE_KEY, object)?.into_iter()))
+}
+
+/// A number that changes when objects come or go, as long as handles are good.
+pub(crate) fn mark(objects: impl Iterator<Item = ObjectHandle>) -> u64 {
+    let mut handles: Vec<_> = objects.map(|object| object.handle()).collect();
+    handles.sort_unstable();
+    let mut hasher = DefaultHasher::new();
+    handles.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// What a key's own attributes allow; those that a module doesn't know allow.
-///
-/// # Errors
-///
-/// Those of the token, and [`Code::Unsupported`] for a key that wants a PIN before each use.
-pub(crate) fn allowed(session: &Session, key: ObjectHandle) -> Result<Allowed, Problem> {
-    let flag = |attribute| match get(session, key, attribute)? {
-        Some(Attribute::Sign(flag) | Attribute::Decrypt(flag) | Attribute::AlwaysAuthenticate(flag)) => {
-            Ok(Some(flag))
-        }
-        _ => Ok::<_, Error>(None),
-    };
-    if flag(AttributeType::AlwaysAuthenticate)? == Some(true) {
-        let error =
-            Error::new(Code::Unsupported, "the key wants a PIN before each use (CKA_ALWAYS_AUTHENTICATE)");
-        return Err(Problem::new(error).hint("use a key that was made without that attribute"));
-    }
-    let sign = flag(AttributeType::Sign)? != Some(false);
-    let decrypt = flag(AttributeType::Decrypt)? != Some(false);
+fn allowed(session: &Session, key: ObjectHandle) -> Result<Allowed, Error> {
+    let sign = flag(session, key, AttributeType::Sign)? != Some(false);
+    let decrypt = flag(session, key, AttributeType::Decrypt)? != Some(false);
     let mechanisms = match get(session, key, AttributeType::AllowedMechanisms)? {
         Some(Attribute::AllowedMechanisms(mechanisms)) => mechanisms,
         _ => Vec::new(),
@@ -83,22 +161,65 @@ pub(crate) fn allowed(session: &Session, key: ObjectHandle) -> Result<Allowed, P
     }))
 }
 
+fn flag(session: &Session, key: ObjectHandle, attribute: AttributeType) -> Result<Option<bool>, Error> {
+    Ok(match get(session, key, attribute)? {
+        Some(Attribute::Sign(flag) | Attribute::Decrypt(flag) | Attribute::AlwaysAuthenticate(flag)) => {
+            Some(flag)
+        }
+        _ => None,
+    })
+}
+
+fn key_type(session: &Session, key: ObjectHandle) -> Result<Option<KeyType>, Error> {
+    Ok(match get(session, key, AttributeType::KeyType)? {
+        Some(Attribute::KeyType(key_type)) => Some(key_type),
+        _ => None,
+    })
+}
+
 /// What an object is called, for people: its CKA_LABEL, or else its CKA_ID in hex.
-///
-/// # Errors
-///
-/// Those of the token.
-pub(crate) fn label(session: &Session, object: ObjectHandle) -> Result<String, Error> {
-    if let Some(label) = bytes(session, object, AttributeType::Label)? {
-        return Ok(String::from_utf8_lossy(&label).into_owned());
+fn label_of(name: &ObjectSelector) -> String {
+    match (&name.label, &name.id) {
+        (Some(label), _) => String::from_utf8_lossy(label).into_owned(),
+        (None, id) => format!("id={}", hex(id.as_deref().unwrap_or_default())),
     }
-    Ok(format!("id={}", hex(&bytes(session, object, AttributeType::Id)?.unwrap_or_default())))
 }
 
 impl Public {
     /// The key's id.
     pub(crate) fn id(&self) -> KeyId {
         Sha256::digest(&self.spki).into()
+    }
+
+    /// Reads a file: a public key or a certificate, PEM or DER.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::InvalidInput`] where it can't be read or is neither, [`Code::Unsupported`] for an algorithm or curve
+    /// that isn't served.
+    pub(crate) fn read(path: &Path) -> Result<Self, Problem> {
+        let hint =
+            "give a file with the public key or the certificate, in PEM: `openssl pkey -pubout` writes one";
+        let failed = |what: String| {
+            let message = format!("the public key `{}` {what}", path.display());
+            Problem::new(Error::invalid(message)).hint(hint)
+        };
+        let content = std::fs::read(path).map_err(|error| failed(format!("can't be read: {error}")))?;
+        let decoded = match pem::decode_vec(&content) {
+            Ok(("PUBLIC KEY" | "CERTIFICATE", der)) => der,
+            Ok(_) => return Err(failed("is neither a public key nor a certificate".to_owned())),
+            Err(_) => content,
+        };
+        match Self::from_certificate(&decoded) {
+            Some(public) => Ok(public),
+            None => Self::from_spki(decoded).map_err(|error| {
+                Problem::new(Error::new(
+                    error.code,
+                    format!("the public key `{}`: {}", path.display(), error.message),
+                ))
+                .hint(hint)
+            }),
+        }
     }
 
     /// Takes a DER SubjectPublicKeyInfo.
@@ -240,10 +361,7 @@ fn spki_der(oid: ObjectIdentifier, parameters: Option<AnyRef<'_>>, key: &[u8]) -
 }
 
 fn public_half(session: &Session, private: ObjectHandle) -> Result<Public, Problem> {
-    let key_type = match get(session, private, AttributeType::KeyType)? {
-        Some(Attribute::KeyType(key_type)) => Some(key_type),
-        _ => None,
-    };
+    let key_type = key_type(session, private)?;
     if let Some(public) = on_object(session, private)?.filter(|public| public.fits(key_type)) {
         return Ok(public);
     }
@@ -261,8 +379,9 @@ fn public_half(session: &Session, private: ObjectHandle) -> Result<Public, Probl
         }
     }
     let error = Error::new(Code::NotFound, "the key's public half is not on the token");
-    Err(Problem::new(error)
-        .hint("store the public key or the certificate there, with the same CKA_ID as the key"))
+    Err(Problem::new(error).hint(
+        "store the public key or the certificate there, with the same CKA_ID, or give it as `public_key`",
+    ))
 }
 
 /// The public key that an object of any class tells.
@@ -342,7 +461,8 @@ fn get(
     }
 }
 
-fn not_found(session: &Session) -> Problem {
+/// Why a selector means no key.
+pub(crate) fn not_found(session: &Session) -> Problem {
     let problem = Problem::new(Error::new(Code::NotFound, "no such private key on the token"));
     let all = search(session, ObjectClass::PRIVATE_KEY, &ObjectSelector::default()).unwrap_or_default();
     if all.is_empty() {
@@ -352,18 +472,16 @@ fn not_found(session: &Session) -> Problem {
     problem.hint(format!("it has {}", names(session, &all)))
 }
 
-fn ambiguous(session: &Session, handles: &[ObjectHandle]) -> Problem {
-    let message = format!("{} private keys match: {}", handles.len(), names(session, handles));
-    Problem::new(Error::invalid(message)).hint("name one by both object= and id=")
-}
-
 /// The names of a few objects, as a URI would select them.
 fn names(session: &Session, handles: &[ObjectHandle]) -> String {
     const MOST: usize = 8;
     let name = |&handle| {
-        let label = label(session, handle).unwrap_or_default();
-        let id = bytes(session, handle, AttributeType::Id).ok().flatten();
-        id.map_or_else(|| format!("`{label}`"), |id| format!("`{label}` (id {})", hex(&id)))
+        let get = |attribute| bytes(session, handle, attribute).ok().flatten();
+        let name = ObjectSelector { label: get(AttributeType::Label), id: get(AttributeType::Id) };
+        match (label_of(&name), &name.id) {
+            (label, Some(id)) if name.label.is_some() => format!("`{label}` (id {})", hex(id)),
+            (label, _) => format!("`{label}`"),
+        }
     };
     let mut names: Vec<String> = handles.iter().take(MOST).map(name).collect();
     names.sort();

@@ -1,16 +1,26 @@
 //! Private keys in hardware security modules, by PKCS#11.
 //!
 //! A store is a list of PKCS#11 URIs (RFC 7512). Those that mean the same token share one login and one pool of
-//! sessions. The modules, in reading order: `uri` (what the operator writes), `store` (from there to open tokens),
-//! `module` (the libraries of this process), `token` (one login), `sessions` (a session per busy lane), `keys` (finding
-//! a key and its public half), `mechanism` (algorithms), `ckr` (errors).
+//! sessions. The modules, in reading order: `uri` (what the operator writes), `store` (from there to tokens), `pin`,
+//! `profile` (what is known of vendors), `module` (the libraries of this process), `token` (one login, and the ladder
+//! of recovery), `recovery` (looking for lost tokens), `sessions` (a session per busy lane), `keys` (finding a key and
+//! its public half), `mechanism` (algorithms), `pss` (padding that a token lacks), `calls` (signing in two calls), `ckr`
+//! and `problem` (errors).
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+#[allow(unsafe_code, reason = "calls functions of a library by its list")]
+mod calls;
 mod ckr;
 mod keys;
 mod mechanism;
 mod module;
+mod pin;
+mod problem;
+mod profile;
+#[allow(unsafe_code, reason = "AWS-LC's padding has no safe interface")]
+mod pss;
+mod recovery;
 mod sessions;
 mod store;
 mod token;
@@ -25,19 +35,21 @@ use std::{
     time::Duration,
 };
 
-use cryptoki::object::ObjectHandle;
+use cryptoki::{error::Error as Failure, mechanism::Mechanism, object::ObjectHandle};
 use keystead_plugin_api::{
-    Algorithm, Backend, Call, CallClass, Code, Description, Error, Finding, Health, Host, Isolation, Listing,
-    Output, Severity,
+    Advice, Algorithm, Backend, Call, CallClass, Code, Description, Error, Finding, Health, Host, Isolation,
+    Listing, Output,
 };
 use zeroize::Zeroizing;
 
 use crate::{
-    keys::KeyId,
-    mechanism::KeyKind,
+    keys::{Candidate, KeyId, Usable},
+    mechanism::{Allowed, KeyKind},
+    problem::Problem,
     sessions::Session,
     store::{Entry, Opened},
     token::Token,
+    uri::ObjectSelector,
 };
 
 keystead_plugin_api::export_backend!(Pkcs11);
@@ -50,8 +62,10 @@ pub struct Pkcs11 {
     /// What opening found.
     findings: Vec<Finding>,
     keys: RwLock<HashMap<KeyId, Arc<Key>>>,
-    /// How many listings were incomplete for reasons that may pass.
-    unsettled: AtomicU64,
+    /// What the last listing saw of each entry: see [`keys::mark`].
+    marks: Mutex<Vec<Option<u64>>>,
+    /// How often a new listing would have told more than the last one.
+    news: AtomicU64,
     /// What was said of tokens that fail while others serve.
     told: Mutex<Vec<String>>,
 }
@@ -61,17 +75,22 @@ struct Key {
     id: KeyId,
     entry: Entry,
     label: String,
+    /// By which it is found again.
+    name: ObjectSelector,
     spki: Vec<u8>,
     kind: KeyKind,
+    allowed: Allowed,
     algorithms: Vec<Algorithm>,
+    /// Whether it wants a login for each operation.
+    authenticates: bool,
 }
 
-/// An error with its cure.
-#[derive(Clone, Debug)]
-struct Problem {
-    error: Error,
-    /// What to do next; may be empty.
-    hint: String,
+/// One of the two things that are done with a key, in one session.
+struct Operation<'a, 'm> {
+    doing: &'static str,
+    sign: bool,
+    mechanism: &'a Mechanism<'m>,
+    input: &'a [u8],
 }
 
 impl Backend for Pkcs11 {
@@ -90,28 +109,30 @@ impl Backend for Pkcs11 {
 
     fn open(host: Host) -> Result<Self, Error> {
         let Opened { tokens, entries, findings } = store::open(host)?;
-        let (keys, unsettled, told) = Default::default();
-        Ok(Self { host, tokens, entries, findings, keys, unsettled, told })
+        let (keys, marks, news, told) = Default::default();
+        Ok(Self { host, tokens, entries, findings, keys, marks, news, told })
     }
 
     fn keys(&self, call: &Call<'_>) -> Result<Listing, Error> {
         let mut listing = Listing { keys: Vec::new(), findings: self.findings.clone() };
         let before = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut now: HashMap<KeyId, Arc<Key>> = HashMap::new();
+        let mut marks = Vec::with_capacity(self.entries.len());
         for entry in &self.entries {
-            let Some(key) = self.look_up(call, entry, &before, &mut listing) else { continue };
-            if let Some(first) = now.get(&key.id) {
-                let error =
-                    Error::invalid(format!("is the same key as {}, which serves it", first.entry.subject));
-                listing
-                    .findings
-                    .push(Problem::new(error).hint("remove one of the two").warning(&entry.subject));
-                continue;
+            let (keys, mark) = self.look_up(call, entry, &before, &mut listing.findings);
+            marks.push(mark);
+            for key in keys {
+                match now.get(&key.id) {
+                    Some(first) => listing.findings.push(same(&key, first)),
+                    None => {
+                        listing.keys.push(key.listed());
+                        now.insert(key.id, key);
+                    }
+                }
             }
-            listing.keys.push(key.listed());
-            now.insert(key.id, key);
         }
-        listing.findings.extend(self.tokens.iter().filter_map(bottleneck));
+        listing.findings.extend(self.tokens.iter().flat_map(remarks));
+        *lock(&self.marks) = marks;
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = now;
         Ok(listing)
     }
@@ -125,9 +146,9 @@ impl Backend for Pkcs11 {
         out: &mut Output<'_>,
     ) -> Result<(), Error> {
         let key = self.key(key, algorithm)?;
-        let (mechanism, data) = key.kind.signing(algorithm, input)?;
-        let raw =
-            self.operate(call, &key, "signing", |session, handle| session.sign(&mechanism, handle, &data))?;
+        let (mechanism, data) = key.kind.signing(algorithm, input, key.allowed)?;
+        let operation = Operation { doing: "signing", sign: true, mechanism: &mechanism, input: &data };
+        let raw = self.operate(call, &key, &operation)?;
         out.write(&key.kind.signature(&raw)?)
     }
 
@@ -141,19 +162,29 @@ impl Backend for Pkcs11 {
     ) -> Result<(), Error> {
         let key = self.key(key, algorithm)?;
         let block = key.kind.block(input)?;
-        let raw = self.operate(call, &key, "decrypting", |session, handle| {
-            session.decrypt(&cryptoki::mechanism::Mechanism::RsaX509, handle, &block).map(Zeroizing::new)
-        })?;
+        let operation =
+            Operation { doing: "decrypting", sign: false, mechanism: &Mechanism::RsaX509, input: &block };
+        let raw = self.operate(call, &key, &operation)?;
         out.write(&key.kind.plaintext(&raw)?)
     }
 
-    fn health(&self, _call: &Call<'_>) -> Result<Health, Error> {
+    /// Of several tokens, the one that does most at once and hangs longest decides.
+    fn advice(&self) -> Advice {
+        let profiles = || self.tokens.iter().map(|token| token.profile());
+        Advice {
+            lanes: self.tokens.iter().map(|token| token.lanes()).max(),
+            stuck_after: profiles().map(|profile| profile.stuck_after).max(),
+        }
+    }
+
+    fn health(&self, call: &Call<'_>) -> Result<Health, Error> {
         let failures: Vec<Error> = self.tokens.iter().filter_map(|token| token.check().err()).collect();
         let all = failures.len() == self.tokens.len();
         match failures.first() {
             Some(failure) if all => Err(failure.clone()), // which the server tells
             _ => {
                 self.warn_of(&failures);
+                self.look_for_news(call);
                 Ok(Health { generation: self.generation() })
             }
         }
@@ -165,34 +196,32 @@ impl Backend for Pkcs11 {
 }
 
 impl Pkcs11 {
-    /// The key of an entry as the token has it now. Where the token doesn't answer for reasons that may pass, the key
-    /// stays listed as it was: its requests fail by themselves, and it comes back without a new listing.
+    /// The keys of an entry as its token has them now, and the mark of what was seen. Where the token doesn't answer for
+    /// reasons that may pass, keys stay listed as they were: their requests fail by themselves, and they come back
+    /// without a new listing.
     fn look_up(
         &self,
         call: &Call<'_>,
         entry: &Entry,
         before: &HashMap<KeyId, Arc<Key>>,
-        listing: &mut Listing,
-    ) -> Option<Arc<Key>> {
-        let problem = match Key::read(call, entry) {
-            Ok(key) => return Some(Arc::new(key)),
+        findings: &mut Vec<Finding>,
+    ) -> (Vec<Arc<Key>>, Option<u64>) {
+        let problem = match entry.candidates(call) {
+            Ok(candidates) => {
+                let mark = keys::mark(candidates.iter().map(|candidate| candidate.handle));
+                return (chosen(entry, candidates, findings), Some(mark));
+            }
             Err(problem) => problem,
         };
-        let known = before.values().find(|key| key.entry.subject == entry.subject);
         let passing = ckr::may_pass(&problem.error);
-        if passing {
-            self.unsettled.fetch_add(1, Ordering::Relaxed);
-        }
-        match known.filter(|_| passing) {
-            Some(key) => {
-                listing.findings.push(problem.warning(&entry.subject));
-                Some(Arc::clone(key))
-            }
-            None => {
-                listing.findings.push(problem.finding(&entry.subject));
-                None
-            }
-        }
+        self.news.fetch_add(u64::from(passing), Ordering::Relaxed);
+        let is_known = |key: &&Arc<Key>| passing && key.entry.subject == entry.subject;
+        let known: Vec<_> = before.values().filter(is_known).cloned().collect();
+        findings.push(match known.is_empty() {
+            true => problem.finding(&entry.subject),
+            false => problem.warning(&entry.subject),
+        });
+        (known, None)
     }
 
     fn key(&self, id: &[u8], algorithm: Algorithm) -> Result<Arc<Key>, Error> {
@@ -204,26 +233,20 @@ impl Pkcs11 {
         Ok(Arc::clone(key))
     }
 
-    /// Runs one operation with a key. Where the module has forgotten the handle, the key is found again, once.
-    fn operate<T>(
+    /// Runs one operation with a key, on any session of its token.
+    fn operate(
         &self,
         call: &Call<'_>,
         key: &Key,
-        doing: &str,
-        operation: impl Fn(&cryptoki::session::Session, ObjectHandle) -> cryptoki::error::Result<T>,
-    ) -> Result<T, Error> {
-        let attempt = |session: &mut Session| {
+        operation: &Operation<'_, '_>,
+    ) -> Result<Zeroizing<Vec<u8>>, Error> {
+        let mut answer = Zeroizing::new(vec![0; key.kind.answer_len()]);
+        let len = key.entry.token.with(call, |session| {
             let handle = self.handle(session, key)?;
-            operation(&session.raw, handle)
-                .map_err(|failure| ckr::error(&format!("{doing} with `{}`", key.label), &failure))
-        };
-        key.entry.token.with(call, |session| match attempt(session) {
-            Err(error) if ckr::is_stale_handle(&error) => {
-                session.handles.remove(&key.id);
-                attempt(session)
-            }
-            done => done,
-        })
+            operation.run(session, key, handle, &mut answer)
+        })?;
+        answer.truncate(len);
+        Ok(answer)
     }
 
     /// The key's handle in this session. What is found must be the very key that was listed: an object of the same
@@ -232,66 +255,172 @@ impl Pkcs11 {
         if let Some(&handle) = session.handles.get(&key.id) {
             return Ok(handle);
         }
-        let found = key.entry.find(session)?;
-        if found.public.id() != key.id {
-            self.host.keys_changed();
-            let message = format!("another key has taken the place of `{}` on the token", key.label);
-            return Err(Error::new(Code::NotFound, message));
-        }
-        session.handles.insert(key.id, found.handle);
-        Ok(found.handle)
+        let token = &key.entry.token;
+        let handle = match token.shared_handle(session, &key.id) {
+            Some(handle) => handle,
+            None => self.find_again(session, key)?,
+        };
+        session.handles.insert(key.id, handle);
+        Ok(handle)
+    }
+
+    fn find_again(&self, session: &Session, key: &Key) -> Result<ObjectHandle, Error> {
+        let token = &key.entry.token;
+        let found = keys::find_again(&session.raw, &key.name, &key.id, key.entry.public.as_ref());
+        let handle = found.map_err(|error| {
+            if error.code != Code::NotFound {
+                return error;
+            }
+            token.lost(session).unwrap_or_else(|| {
+                self.host.keys_changed();
+                Error::new(Code::NotFound, format!("key `{}`: {}", key.label, error.message))
+            })
+        })?;
+        token.share_handle(session, key.id, handle);
+        Ok(handle)
     }
 
     /// Says which tokens fail while others serve: once, not at every look.
     fn warn_of(&self, failures: &[Error]) {
         let now: Vec<String> = failures.iter().map(ToString::to_string).collect();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.told);
         for failure in now.iter().filter(|failure| !told.contains(failure)) {
             tracing::warn!("{failure}");
         }
         *told = now;
     }
 
+    /// Looks whether any entry means other keys than it did when they were listed.
+    fn look_for_news(&self, call: &Call<'_>) {
+        let marks = lock(&self.marks).clone();
+        let changed = self.entries.iter().zip(marks).any(|(entry, mark)| {
+            let census = |session: &mut Session| keys::census(&session.raw, &entry.object);
+            mark.is_some() && entry.token.with(call, census).is_ok_and(|now| Some(now) != mark)
+        });
+        self.news.fetch_add(u64::from(changed), Ordering::Relaxed);
+    }
+
     /// Changes when a new listing would tell more than the last one.
     fn generation(&self) -> u64 {
         let bottlenecks = self.tokens.iter().filter_map(|token| token.bottleneck()).count();
-        self.unsettled.load(Ordering::Relaxed) + bottlenecks as u64
+        self.news.load(Ordering::Relaxed) + bottlenecks as u64
     }
 }
 
-fn bottleneck(token: &Arc<Token>) -> Option<Finding> {
-    let lanes = token.bottleneck()?;
-    let message =
-        format!("lanes had to wait for a session: max-sessions, or the token, allows {lanes} at once");
-    let problem = Problem::new(Error::new(Code::Throttled, message));
-    let hint = "raise max-sessions (one of them holds the login) or lower the store's limits.lanes";
-    Some(problem.hint(hint).warning(&format!("token `{}`", token.label)))
+impl Operation<'_, '_> {
+    fn run(
+        &self,
+        session: &Session,
+        key: &Key,
+        handle: ObjectHandle,
+        out: &mut [u8],
+    ) -> Result<usize, Error> {
+        let token = &key.entry.token;
+        let (calls, mut refused) = (token.module().calls(), None);
+        let between = || match key.authenticates {
+            true => token.authenticate(session).map_err(|error| {
+                refused = Some(error);
+                Failure::PinNotSet
+            }),
+            false => Ok(()),
+        };
+        let done = match self.sign {
+            true => calls.sign(&session.raw, self.mechanism, handle, self.input, out, between),
+            false => calls.decrypt(&session.raw, self.mechanism, handle, self.input, out, between),
+        };
+        done.map_err(|failure| {
+            let doing = || format!("{} with `{}`", self.doing, key.label);
+            refused.unwrap_or_else(|| ckr::error(&doing(), &failure))
+        })
+    }
+}
+
+impl Entry {
+    /// The private keys that it means, at least one.
+    fn candidates(&self, call: &Call<'_>) -> Result<Vec<Candidate>, Problem> {
+        let mut hint = String::new();
+        let found = self.token.with(call, |session| {
+            let candidates = keys::list(&session.raw, &self.object, self.public.as_ref())?;
+            if candidates.is_empty() {
+                let problem = match self.token.lost(session) {
+                    Some(lost) => Problem::new(lost),
+                    None => keys::not_found(&session.raw),
+                };
+                hint = problem.hint;
+                return Err(problem.error);
+            }
+            let usable =
+                candidates.iter().filter_map(|candidate| Some((candidate, candidate.usable.as_ref().ok()?)));
+            for (Candidate { handle, .. }, usable) in usable {
+                session.handles.insert(usable.public.id(), *handle);
+                self.token.share_handle(session, usable.public.id(), *handle);
+            }
+            Ok(candidates)
+        });
+        found.map_err(|error| {
+            let hint = if hint.is_empty() { self.token.hint() } else { hint };
+            Problem { error, hint }
+        })
+    }
+}
+
+/// The keys that can be served of those that an entry means. What can't be is told of: as a fault where the entry means
+/// nothing else.
+fn chosen(entry: &Entry, candidates: Vec<Candidate>, findings: &mut Vec<Finding>) -> Vec<Arc<Key>> {
+    let alone = candidates.len() == 1;
+    let mut keys = Vec::new();
+    for candidate in candidates {
+        let label = candidate.label.clone();
+        match Key::new(entry, candidate) {
+            Ok(key) => keys.push(Arc::new(key)),
+            Err(problem) if alone => findings.push(problem.finding(&entry.subject)),
+            Err(problem) => findings.push(problem.warning(&format!("{}, key `{label}`", entry.subject))),
+        }
+    }
+    keys
+}
+
+fn same(key: &Key, first: &Key) -> Finding {
+    let subject = &key.entry.subject;
+    if *subject == first.entry.subject {
+        let error = Error::invalid(format!("`{}` and `{}` are the same key", key.label, first.label));
+        return Problem::new(error).hint("remove one of the two from the token").warning(subject);
+    }
+    let error = Error::invalid(format!("is the same key as {}, which serves it", first.entry.subject));
+    Problem::new(error).hint("remove one of the two").warning(subject)
+}
+
+/// What the operator should know of a token that serves.
+fn remarks(token: &Arc<Token>) -> impl Iterator<Item = Finding> {
+    let subject = format!("token `{}`", token.name());
+    let bottleneck = token.bottleneck().map(|lanes| {
+        let message =
+            format!("lanes had to wait for a session: max-sessions, or the token, allows {lanes} at once");
+        let problem = Problem::new(Error::new(Code::Throttled, message));
+        problem.hint("raise max-sessions (one of them holds the login) or lower the store's limits.lanes")
+    });
+    let needless = token.needs_no_pin().then(|| {
+        let problem = Problem::new(Error::invalid("needs no login; its PIN was not presented"));
+        problem.hint("leave the PIN out")
+    });
+    [bottleneck, needless].into_iter().flatten().map(move |problem| problem.warning(&subject))
 }
 
 impl Key {
-    fn read(call: &Call<'_>, entry: &Entry) -> Result<Self, Problem> {
-        let mut hint = String::new();
-        let read = entry.token.with(call, |session| {
-            Self::read_in(session, entry).map_err(|problem| {
-                hint = problem.hint;
-                problem.error
-            })
-        });
-        read.map_err(|error| Problem { error, hint })
-    }
-
-    fn read_in(session: &mut Session, entry: &Entry) -> Result<Self, Problem> {
-        let keys::Found { handle, public } = entry.find(session)?;
-        let allowed = keys::allowed(&session.raw, handle)?.and(entry.token.allowed);
+    fn new(entry: &Entry, candidate: Candidate) -> Result<Self, Problem> {
+        let Candidate { label, name, usable, .. } = candidate;
+        let Usable { public, allowed, authenticates } = usable?;
+        let allowed = allowed.and(entry.token.allowed());
         let algorithms = public.kind.algorithms(allowed);
         if algorithms.is_empty() {
             let error = Error::new(Code::Unsupported, "neither the token nor the key allows any algorithm");
-            return Err(Problem::new(error).hint("see CKA_SIGN and the token's mechanisms"));
+            return Err(
+                Problem::new(error).hint("see CKA_SIGN and the token's mechanisms; `raw_rsa` may help")
+            );
         }
-        let id = public.id();
-        session.handles.insert(id, handle);
-        let label = keys::label(&session.raw, handle)?;
-        Ok(Self { id, entry: entry.clone(), label, spki: public.spki, kind: public.kind, algorithms })
+        let (id, entry) = (public.id(), entry.clone());
+        let (spki, kind) = (public.spki, public.kind);
+        Ok(Self { id, entry, label, name, spki, kind, allowed, algorithms, authenticates })
     }
 
     fn listed(&self) -> keystead_plugin_api::Key {
@@ -305,37 +434,6 @@ impl Key {
     }
 }
 
-impl Problem {
-    fn new(error: Error) -> Self {
-        Self { error, hint: String::new() }
-    }
-
-    fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = hint.into();
-        self
-    }
-
-    /// An entry that isn't served. A finding crosses the contract without the module's own code, so that code becomes
-    /// part of the text.
-    fn finding(self, subject: &str) -> Finding {
-        let error = Error::new(self.error.code, self.error.to_string());
-        Finding { severity: Severity::Error, subject: subject.to_owned(), error, hint: self.hint }
-    }
-
-    /// Something to know about an entry that is.
-    fn warning(self, subject: &str) -> Finding {
-        Finding { severity: Severity::Warning, ..self.finding(subject) }
-    }
-}
-
-impl From<Error> for Problem {
-    fn from(error: Error) -> Self {
-        Self::new(error)
-    }
-}
-
-impl From<Problem> for Error {
-    fn from(problem: Problem) -> Self {
-        problem.error
-    }
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

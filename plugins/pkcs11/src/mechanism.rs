@@ -2,7 +2,8 @@
 //! becomes of its answer.
 //!
 //! Only mechanisms that sign what they are given are used, since the digest is made elsewhere: CKM_RSA_PKCS with a
-//! DigestInfo made here, CKM_RSA_PKCS_PSS, CKM_RSA_X_509, CKM_ECDSA, CKM_EDDSA.
+//! DigestInfo made here, CKM_RSA_PKCS_PSS, CKM_ECDSA, CKM_EDDSA; and CKM_RSA_X_509, for raw decryption and, where the
+//! operator allows it, for signatures of which the token lacks the padding.
 
 use std::borrow::Cow;
 
@@ -14,6 +15,8 @@ use cryptoki::mechanism::{
 use der::{Encode, asn1::UintRef};
 use keystead_plugin_api::{Algorithm, Error, Input, algorithm::Family};
 use zeroize::Zeroizing;
+
+use crate::pss;
 
 /// The type of a key, with the public numbers that its operations need.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +30,7 @@ pub(crate) enum KeyKind {
 }
 
 /// What a token or a key allows, by mechanism.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Allowed {
     /// Signing with CKM_RSA_PKCS.
     pub(crate) rsa_pkcs: bool,
@@ -35,6 +38,8 @@ pub(crate) struct Allowed {
     pub(crate) rsa_pss: bool,
     /// Decrypting with CKM_RSA_X_509.
     pub(crate) rsa_raw: bool,
+    /// Signing with CKM_RSA_X_509 what was padded here.
+    pub(crate) rsa_padded: bool,
     /// Signing with CKM_ECDSA.
     pub(crate) ecdsa: bool,
     /// Signing with CKM_EDDSA.
@@ -48,6 +53,7 @@ impl Allowed {
             rsa_pkcs: may(MechanismType::RSA_PKCS, false),
             rsa_pss: may(MechanismType::RSA_PKCS_PSS, false),
             rsa_raw: may(MechanismType::RSA_X_509, true),
+            rsa_padded: may(MechanismType::RSA_X_509, false),
             ecdsa: may(MechanismType::ECDSA, false),
             eddsa: may(MechanismType::EDDSA, false),
         }
@@ -59,6 +65,7 @@ impl Allowed {
             rsa_pkcs: self.rsa_pkcs && other.rsa_pkcs,
             rsa_pss: self.rsa_pss && other.rsa_pss,
             rsa_raw: self.rsa_raw && other.rsa_raw,
+            rsa_padded: self.rsa_padded && other.rsa_padded,
             ecdsa: self.ecdsa && other.ecdsa,
             eddsa: self.eddsa && other.eddsa,
         }
@@ -83,11 +90,12 @@ impl KeyKind {
         match (self, Padding::of(algorithm)) {
             (Self::Rsa { modulus }, Some(Padding::Pkcs1 { prefix })) => {
                 // RFC 8017, 9.2: emLen >= tLen + 11.
-                allowed.rsa_pkcs && modulus.len() >= prefix.len() + digest_len(algorithm) + 11
+                (allowed.rsa_pkcs || allowed.rsa_padded)
+                    && modulus.len() >= prefix.len() + digest_len(algorithm) + 11
             }
             (Self::Rsa { modulus }, Some(Padding::Pss(_))) => {
                 // RFC 8017, 9.1.1: emLen >= hLen + sLen + 2, where emLen may be a byte less than the modulus.
-                allowed.rsa_pss && modulus.len() >= 2 * digest_len(algorithm) + 3
+                (allowed.rsa_pss || allowed.rsa_padded) && modulus.len() >= 2 * digest_len(algorithm) + 3
             }
             (Self::Rsa { .. }, None) => allowed.rsa_raw && algorithm == Algorithm::RsaRaw,
             (Self::Ec { .. }, _) => allowed.ecdsa,
@@ -95,7 +103,7 @@ impl KeyKind {
         }
     }
 
-    /// What the token is asked to sign, and how.
+    /// What the token is asked to sign, and how; by its own padding, where it has it.
     ///
     /// # Errors
     ///
@@ -104,15 +112,21 @@ impl KeyKind {
         &self,
         algorithm: Algorithm,
         input: &'a [u8],
+        allowed: Allowed,
     ) -> Result<(Mechanism<'static>, Cow<'a, [u8]>), Error> {
         match (self, Padding::of(algorithm)) {
             _ if algorithm.family() != self.family() => Err(Error::unsupported(algorithm)),
-            (Self::Rsa { .. }, Some(Padding::Pkcs1 { prefix })) => {
-                Ok((Mechanism::RsaPkcs, [prefix, input].concat().into()))
+            (Self::Rsa { modulus }, Some(Padding::Pkcs1 { prefix })) => {
+                let info = [prefix, input].concat();
+                match allowed.rsa_pkcs {
+                    true => Ok((Mechanism::RsaPkcs, info.into())),
+                    false => Ok((Mechanism::RsaX509, pkcs1(&info, modulus.len())?.into())),
+                }
             }
-            (Self::Rsa { .. }, Some(Padding::Pss(params))) => {
-                Ok((Mechanism::RsaPkcsPss(params), input.into()))
-            }
+            (Self::Rsa { modulus }, Some(Padding::Pss(params))) => match allowed.rsa_pss {
+                true => Ok((Mechanism::RsaPkcsPss(params), input.into())),
+                false => Ok((Mechanism::RsaX509, pss::encode(modulus, input)?.into())),
+            },
             (Self::Rsa { .. }, None) => Err(Error::unsupported(algorithm)),
             // Tokens differ in what they do with a digest longer than the order; FIPS 186-5 section 6.4.1 takes the
             // leftmost bits, and all orders here are either whole bytes long or longer than any digest (P-521).
@@ -121,6 +135,15 @@ impl KeyKind {
             (Self::Ed25519, _) => {
                 Ok((Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Pure)), input.into()))
             }
+        }
+    }
+
+    /// Bytes of the longest answer that a token gives.
+    pub(crate) fn answer_len(&self) -> usize {
+        match self {
+            Self::Rsa { modulus } => modulus.len(),
+            Self::Ec { order } => 2 * order,
+            Self::Ed25519 => 64,
         }
     }
 
@@ -211,16 +234,29 @@ impl Padding {
             Algorithm::RsaPkcs1Sha256 => SHA256,
             Algorithm::RsaPkcs1Sha384 => SHA384,
             Algorithm::RsaPkcs1Sha512 => SHA512,
-            Algorithm::RsaPssSha256 => return Some(pss(MechanismType::SHA256, PkcsMgfType::MGF1_SHA256, 32)),
-            Algorithm::RsaPssSha384 => return Some(pss(MechanismType::SHA384, PkcsMgfType::MGF1_SHA384, 48)),
-            Algorithm::RsaPssSha512 => return Some(pss(MechanismType::SHA512, PkcsMgfType::MGF1_SHA512, 64)),
+            Algorithm::RsaPssSha256 => {
+                return Some(native_pss(MechanismType::SHA256, PkcsMgfType::MGF1_SHA256, 32));
+            }
+            Algorithm::RsaPssSha384 => {
+                return Some(native_pss(MechanismType::SHA384, PkcsMgfType::MGF1_SHA384, 48));
+            }
+            Algorithm::RsaPssSha512 => {
+                return Some(native_pss(MechanismType::SHA512, PkcsMgfType::MGF1_SHA512, 64));
+            }
             _ => return None,
         };
         Some(Self::Pkcs1 { prefix })
     }
 }
 
-fn pss(hash_alg: MechanismType, mgf: PkcsMgfType, salt: u64) -> Padding {
+/// EMSA-PKCS1-v1_5 (RFC 8017 section 9.2): nothing but constant bytes before the DigestInfo.
+fn pkcs1(info: &[u8], len: usize) -> Result<Vec<u8>, Error> {
+    let fill = len.checked_sub(info.len() + 3).filter(|fill| *fill >= 8);
+    let fill = fill.ok_or_else(|| Error::invalid("the digest is too long for the key"))?;
+    Ok([&[0, 1][..], &vec![0xff; fill], &[0], info].concat())
+}
+
+fn native_pss(hash_alg: MechanismType, mgf: PkcsMgfType, salt: u64) -> Padding {
     Padding::Pss(PkcsPssParams { hash_alg, mgf, s_len: salt.into() })
 }
 
@@ -237,7 +273,8 @@ mod tests {
 
     use super::*;
 
-    const ALL: Allowed = Allowed { rsa_pkcs: true, rsa_pss: true, rsa_raw: true, ecdsa: true, eddsa: true };
+    const ALL: Allowed =
+        Allowed { rsa_pkcs: true, rsa_pss: true, rsa_raw: true, rsa_padded: false, ecdsa: true, eddsa: true };
 
     fn rsa(bytes: usize) -> KeyKind {
         KeyKind::Rsa { modulus: [vec![0xc0], vec![1; bytes - 1]].concat() }
@@ -259,9 +296,13 @@ mod tests {
         let without_raw = ALL.and(Allowed { rsa_raw: false, ..ALL });
         assert!(!rsa(256).algorithms(without_raw).contains(&Algorithm::RsaRaw));
         assert_eq!(
-            rsa(256).algorithms(Allowed::ask(|mechanism, _| mechanism == MechanismType::RSA_X_509)),
+            rsa(256).algorithms(Allowed::ask(
+                |mechanism, decrypts| decrypts && mechanism == MechanismType::RSA_X_509
+            )),
             [Algorithm::RsaRaw]
         );
+        let padded = rsa(256).algorithms(Allowed { rsa_padded: true, ..Allowed::default() });
+        assert!(padded.contains(&Algorithm::RsaPkcs1Sha256) && padded.contains(&Algorithm::RsaPssSha256));
         assert!(KeyKind::Ed25519.algorithms(Allowed { eddsa: false, ..ALL }).is_empty());
     }
 
@@ -283,16 +324,38 @@ mod tests {
             (KeyKind::Ec { order: 32 }, Algorithm::Ed25519),
             (KeyKind::Ed25519, Algorithm::EcdsaSha256),
         ] {
-            assert_eq!(kind.signing(algorithm, &[0; 32]).unwrap_err().code, Code::Unsupported, "{algorithm}");
+            assert_eq!(
+                kind.signing(algorithm, &[0; 32], ALL).unwrap_err().code,
+                Code::Unsupported,
+                "{algorithm}"
+            );
         }
         assert_eq!(KeyKind::Ed25519.block(&[1]).unwrap_err().code, Code::Unsupported);
+    }
+
+    #[test]
+    fn what_the_token_cannot_pad_is_padded_here() {
+        let padded = Allowed { rsa_padded: true, ..Allowed::default() };
+        let both = Allowed { rsa_padded: true, ..ALL };
+        for algorithm in [Algorithm::RsaPkcs1Sha256, Algorithm::RsaPssSha256] {
+            let (mechanism, block) = rsa(256).signing(algorithm, &[7; 32], padded).unwrap();
+            assert!(matches!(mechanism, Mechanism::RsaX509) && block.len() == 256, "{algorithm}");
+            let (mechanism, _) = rsa(256).signing(algorithm, &[7; 32], both).unwrap();
+            assert!(
+                !matches!(mechanism, Mechanism::RsaX509),
+                "{algorithm}: the token's own padding comes first"
+            );
+        }
+        let block = pkcs1(b"info", 16).unwrap();
+        assert_eq!(block, b"\x00\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\x00info");
+        assert!(pkcs1(b"information", 16).is_err());
     }
 
     #[test]
     fn truncates_digests_to_the_order() {
         let digest = [7; 64];
         for (order, sent) in [(28, 28), (32, 32), (48, 48), (66, 64)] {
-            let (_, data) = KeyKind::Ec { order }.signing(Algorithm::EcdsaSha512, &digest).unwrap();
+            let (_, data) = KeyKind::Ec { order }.signing(Algorithm::EcdsaSha512, &digest, ALL).unwrap();
             assert_eq!(data.len(), sent);
         }
     }

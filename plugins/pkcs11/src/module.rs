@@ -7,11 +7,14 @@
 //! what they had for good when the device goes; what helps is C_Finalize and C_Initialize. But that would pull the
 //! library from under other stores and from threads that still hang in it. So whoever has a slot or a session holds a
 //! [`Lease`], and the library is finalised only while there is none.
+//!
+//! Every store's tokens are known to their module, so that one thread, while it is needed, can look for all that are
+//! lost ([`Module::recover`]).
 
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use cryptoki::{
@@ -21,9 +24,9 @@ use cryptoki::{
 };
 use keystead_plugin_api::{Code, Error};
 
-use crate::{Problem, ckr};
+use crate::{calls::Calls, ckr, problem::Problem, profile::Profile, recovery, token::Token};
 
-/// Where `module-name` is looked up: the folders of p11-kit, and where Debian and Fedora put the libraries.
+/// Where `module-name` is looked up, after the configured folders: the folders of p11-kit, and where Debian and Fedora put the libraries.
 const FOLDERS: [&str; 11] = [
     "/usr/lib/x86_64-linux-gnu/pkcs11",
     "/usr/lib/aarch64-linux-gnu/pkcs11",
@@ -42,9 +45,18 @@ const FOLDERS: [&str; 11] = [
 pub(crate) struct Module {
     path: PathBuf,
     library: &'static Pkcs11,
+    calls: Calls,
     login: Mutex<()>,
+    recovery: Mutex<Recovery>,
     /// Held through C_Initialize and C_Finalize, for which any other call at the same time is undefined.
     life: Mutex<Life>,
+}
+
+/// The tokens of a module that stores have open, and whether a thread is looking for lost ones.
+#[derive(Default)]
+struct Recovery {
+    tokens: Vec<Weak<Token>>,
+    runs: bool,
 }
 
 /// From one C_Initialize to its C_Finalize; slots and sessions of one life mean nothing in the next.
@@ -104,26 +116,63 @@ impl Module {
         }
     }
 
-    /// Finds a library by a name that has neither folder nor suffix (RFC 7512 section 2.4).
+    /// Finds a library by a name that has neither folder nor suffix (RFC 7512 section 2.4): in these folders, then in
+    /// the usual ones.
     ///
     /// # Errors
     ///
-    /// Where none of the usual folders has it.
-    pub(crate) fn path_of(name: &str) -> Result<PathBuf, Problem> {
+    /// Where none of them has it.
+    pub(crate) fn path_of(name: &str, folders: &[PathBuf]) -> Result<PathBuf, Problem> {
         let files = [format!("lib{name}.so"), format!("{name}.so")];
-        let mut paths =
-            FOLDERS.iter().flat_map(|folder| files.iter().map(|file| Path::new(folder).join(file)));
+        let folders: Vec<&Path> =
+            folders.iter().map(PathBuf::as_path).chain(FOLDERS.iter().map(Path::new)).collect();
+        let mut paths = folders.iter().flat_map(|folder| files.iter().map(|file| folder.join(file)));
         paths.find(|path| path.is_file()).ok_or_else(|| {
-            Problem::new(Error::invalid(format!("no module named `{name}` in {}", FOLDERS.join(", "))))
-                .hint("give the full path of the library as module-path")
+            let names: Vec<_> = folders.iter().map(|folder| folder.display().to_string()).collect();
+            Problem::new(Error::invalid(format!("no module named `{name}` in {}", names.join(", "))))
+                .hint("give the full path of the library as module-path, or its folder as `module_folders`")
         })
     }
 
     fn load(path: PathBuf) -> Result<&'static Self, Problem> {
-        let library = Pkcs11::new(&path).map_err(|failure| Problem::new(not_loaded(&path, &failure)))?;
-        let library: &'static Pkcs11 = Box::leak(Box::new(library));
+        let loaded = Pkcs11::new(&path).and_then(|library| {
+            let library: &'static Pkcs11 = Box::leak(Box::new(library));
+            Ok((library, Calls::of(&path)?))
+        });
+        let (library, calls) = loaded.map_err(|failure| Problem::new(not_loaded(&path, &failure)))?;
         let life = Life { number: 0, initialised: false, borrowed: false, users: Arc::default() };
-        Ok(Box::leak(Box::new(Self { path, library, login: Mutex::new(()), life: Mutex::new(life) })))
+        let (login, recovery) = Default::default();
+        Ok(Box::leak(Box::new(Self { path, library, calls, login, recovery, life: Mutex::new(life) })))
+    }
+
+    /// Notes a token that a store has open.
+    pub(crate) fn enlist(&self, token: &Arc<Token>) {
+        let mut recovery = self.recovery();
+        recovery.tokens.retain(|token| token.strong_count() > 0);
+        recovery.tokens.push(Arc::downgrade(token));
+    }
+
+    /// Its tokens that stores have open.
+    pub(crate) fn enlisted(&self) -> Vec<Arc<Token>> {
+        self.recovery().tokens.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Has a thread look for lost tokens, if none does: until there are none, or nobody wants them any more.
+    pub(crate) fn recover(&'static self) {
+        let mut recovery = self.recovery();
+        recovery.runs = recovery.runs || recovery::start(self);
+    }
+
+    /// Whether the thread that looks for lost tokens may end. Whoever loses one after that starts another.
+    pub(crate) fn rests(&self, is_lost: impl Fn(&Token) -> bool) -> bool {
+        let mut recovery = self.recovery();
+        let work = recovery.tokens.iter().filter_map(Weak::upgrade).any(|token| is_lost(&token));
+        recovery.runs = work;
+        !work
+    }
+
+    fn recovery(&self) -> MutexGuard<'_, Recovery> {
+        self.recovery.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The right to use it; initialises it where it isn't.
@@ -159,6 +208,12 @@ impl Module {
         !life.initialised
     }
 
+    /// The number of the life that it is in; `None` where it isn't initialised.
+    pub(crate) fn life_number(&self) -> Option<u64> {
+        let life = self.life();
+        life.initialised.then_some(life.number)
+    }
+
     fn initialise(&self, life: &mut Life) -> Result<(), Problem> {
         let module = self.path.display();
         match self.library.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
@@ -184,6 +239,16 @@ impl Module {
     /// The library.
     pub(crate) fn library(&self) -> &'static Pkcs11 {
         self.library
+    }
+
+    /// Its functions for signing and decrypting.
+    pub(crate) fn calls(&self) -> Calls {
+        self.calls
+    }
+
+    /// What is known of its vendor.
+    pub(crate) fn profile(&self) -> &'static Profile {
+        Profile::of(&self.path, self.info().as_ref())
     }
 
     /// The library's file.
@@ -297,7 +362,7 @@ mod tests {
 
     #[test]
     fn a_name_that_no_folder_has_is_refused_with_a_cure() {
-        let problem = Module::path_of("no-such-module").unwrap_err();
+        let problem = Module::path_of("no-such-module", &[]).unwrap_err();
         assert!(problem.error.message.contains("no module named `no-such-module`"));
         assert!(!problem.hint.is_empty());
     }

@@ -21,10 +21,12 @@ use crate::{ckr, keys::KeyId, module::Lease};
 /// How long a call without a deadline waits for a session, as gokeyless does.
 const WAIT: Duration = Duration::from_secs(10);
 
-/// A session, and the handles found in it. On some modules (AWS CloudHSM) a handle is good in its session only.
+/// A session, and the handles that are good in it.
 pub(crate) struct Session {
     pub(crate) raw: cryptoki::session::Session,
     pub(crate) handles: HashMap<KeyId, ObjectHandle>,
+    /// What the token was in when it was opened: each loss of a login or of the token begins another.
+    pub(crate) generation: u64,
     /// Dropped last, when the session is closed.
     pub(crate) _lease: Lease,
 }
@@ -36,12 +38,18 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// A pool with at most so many sessions; `None` where only the token sets a limit.
-    pub(crate) fn new(limit: Option<u32>) -> Self {
-        Self { idle: Mutex::default(), gate: Gate::new(limit.unwrap_or(u32::MAX)) }
+    /// A pool without a limit, so far.
+    pub(crate) fn new() -> Self {
+        Self { idle: Mutex::default(), gate: Gate::new(u32::MAX) }
     }
 
-    /// Works with a session that nobody else uses meanwhile, opened by `open` where none is idle.
+    /// Opens no more than so many sessions at once from now on; where the token then turns out to have fewer, no more
+    /// than that, until this is called again.
+    pub(crate) fn limit(&self, sessions: u32) {
+        self.gate.limit(sessions);
+    }
+
+    /// Works with a session of a generation that nobody else uses meanwhile, opened by `open` where none is idle.
     ///
     /// # Errors
     ///
@@ -49,17 +57,16 @@ impl Pool {
     pub(crate) fn with<T>(
         &self,
         deadline: Option<Instant>,
+        generation: u64,
         open: impl Fn() -> Result<Session, Error>,
         work: impl FnOnce(&mut Session) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let mut pass = self.gate.enter(deadline)?;
-        let idle = self.idle().pop();
-        let mut session = match idle.map_or_else(&open, Ok) {
-            // The token has fewer sessions than was thought: from now on, that many.
+        let mut session = match self.pop(generation).map_or_else(&open, Ok) {
+            // The token has fewer sessions than was thought.
             Err(error) if error.code == Code::Throttled && pass.close_gate() => {
                 pass = self.gate.enter(deadline)?;
-                let idle = self.idle().pop();
-                idle.map_or_else(open, Ok)?
+                self.pop(generation).map_or_else(open, Ok)?
             }
             session => session?,
         };
@@ -72,6 +79,25 @@ impl Pool {
         done
     }
 
+    /// Does something with each session that nobody works with, the longest idle first; one for which it fails is
+    /// closed. As long as lanes are waiting, none is idle.
+    pub(crate) fn touch(&self, generation: u64, mut work: impl FnMut(&Session) -> bool) {
+        let all = self.idle().len();
+        for _ in 0..all {
+            let Some(pass) = self.gate.try_enter() else { return };
+            let oldest = {
+                let mut idle = self.idle();
+                if idle.is_empty() { None } else { Some(idle.remove(0)) }
+            };
+            let Some(session) = oldest.filter(|session| session.generation == generation) else { continue };
+            match work(&session) {
+                true => self.idle().push(session),
+                false => drop(session),
+            }
+            drop(pass);
+        }
+    }
+
     /// How many lanes may work at once, where some had to wait for that reason.
     pub(crate) fn bottleneck(&self) -> Option<u32> {
         self.gate.crowded.load(Ordering::Relaxed).then(|| self.gate.line().limit)
@@ -81,6 +107,16 @@ impl Pool {
     pub(crate) fn close(&self) {
         let idle = std::mem::take(&mut *self.idle());
         drop(idle); // unlocked: closing a session on a device that is gone may take long
+    }
+
+    /// An idle session of a generation; those of others are worth nothing, and closed.
+    fn pop(&self, generation: u64) -> Option<Session> {
+        loop {
+            let session = self.idle().pop()?;
+            if session.generation == generation {
+                return Some(session);
+            }
+        }
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Session>> {
@@ -103,17 +139,41 @@ struct Line {
     tickets: u64,
 }
 
+impl Line {
+    /// Enters where there is a place, and nobody waits for it.
+    fn enter(&mut self) -> bool {
+        let free = self.inside < self.limit && self.waiting.is_empty();
+        self.inside += u32::from(free);
+        free
+    }
+}
+
 impl Gate {
     fn new(limit: u32) -> Self {
         let line = Line { limit: limit.max(1), inside: 0, waiting: VecDeque::new(), tickets: 0 };
         Self { line: Mutex::new(line), crowded: AtomicBool::new(false) }
     }
 
+    /// Lets another number through at once, and those in whose places that is.
+    fn limit(&self, limit: u32) {
+        let mut line = self.line();
+        line.limit = limit.max(1);
+        while line.inside < line.limit {
+            let Some((_, turn)) = line.waiting.pop_front() else { return };
+            line.inside += u32::from(turn.send(()).is_ok());
+        }
+    }
+
+    /// Enters where nobody waits.
+    fn try_enter(&self) -> Option<Pass<'_>> {
+        let entered = self.line().enter();
+        entered.then(|| Pass { gate: Some(self) })
+    }
+
     fn enter(&self, deadline: Option<Instant>) -> Result<Pass<'_>, Error> {
         let (ticket, turn) = {
             let mut line = self.line();
-            if line.inside < line.limit && line.waiting.is_empty() {
-                line.inside += 1;
+            if line.enter() {
                 return Ok(Pass { gate: Some(self) });
             }
             line.tickets += 1;
@@ -217,6 +277,22 @@ mod tests {
         assert!(gate.crowded.load(Ordering::Relaxed));
         drop(first);
         gate.enter(soon()).unwrap();
+    }
+
+    #[test]
+    fn a_limit_that_is_raised_lets_those_in_who_wait() {
+        let gate = Gate::new(1);
+        let inside = gate.enter(None).unwrap();
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| gate.enter(None).is_ok());
+            while waiting(&gate) == 0 {
+                thread::yield_now();
+            }
+            gate.limit(2);
+            assert!(waiter.join().unwrap());
+        });
+        drop(inside);
+        assert_eq!(gate.line().inside, 0);
     }
 
     #[test]

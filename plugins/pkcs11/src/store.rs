@@ -1,51 +1,34 @@
-//! From a store's configuration to open tokens.
+//! From a store's configuration to tokens, there or looked for.
 //!
-//! What is wrong with one entry is a finding; only where nothing could be opened at all is opening an error.
+//! What is wrong with one entry is a finding; only where not one token is there is opening an error.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use keystead_plugin_api::{Code, Error, Finding, Host};
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, Visitor},
+};
 use zeroize::Zeroizing;
 
 use crate::{
-    Problem,
-    keys::{self, Found},
+    ckr,
+    keys::Public,
     module::{Lease, Module, Present},
-    sessions::Session,
-    token::{self, Pin, Settings, Token},
+    pin::PinOrigin,
+    problem::Problem,
+    profile::Profile,
+    token::{self, Settings, Token},
     uri::{Dialect, ObjectSelector, PinSource, Selectors, Uri},
 };
 
 /// JSON Schema of the configuration.
-pub(crate) const SCHEMA: &str = r#"{
-  "$schema": "https://json-schema.org/draft/2020-12/schema",
-  "type": "object",
-  "additionalProperties": false,
-  "required": ["uris"],
-  "properties": {
-    "uris": {
-      "description": "PKCS#11 URIs (RFC 7512), one private key each; may hold PINs",
-      "type": "array",
-      "minItems": 1,
-      "items": {"type": "string", "writeOnly": true}
-    },
-    "legacy": {
-      "description": "read the URIs as gokeyless does: a plus is a blank, and more",
-      "type": "boolean",
-      "default": false
-    },
-    "module": {
-      "description": "library for URIs that name none: a full path",
-      "type": "string"
-    },
-    "max_sessions": {
-      "description": "most sessions on one token, where no URI of it says max-sessions; one holds the login",
-      "type": "integer",
-      "minimum": 2
-    }
-  }
-}"#;
+pub(crate) const SCHEMA: &str = include_str!("schema.json");
 
 /// What opening a store comes to.
 pub(crate) struct Opened {
@@ -54,52 +37,43 @@ pub(crate) struct Opened {
     pub(crate) findings: Vec<Finding>,
 }
 
-/// One URI whose token is open.
+/// One URI.
 #[derive(Clone)]
 pub(crate) struct Entry {
     /// What findings call it: its position, and the URI without its PIN.
     pub(crate) subject: String,
     pub(crate) token: Arc<Token>,
     pub(crate) object: ObjectSelector,
+    /// The public half of its key, as the operator gave it.
+    pub(crate) public: Option<Public>,
 }
 
-impl Entry {
-    /// Finds the entry's key.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`keys::find`]; where the token or the login is lost, a missing key may be there all the same, which is
-    /// another error.
-    pub(crate) fn find(&self, session: &Session) -> Result<Found, Problem> {
-        keys::find(&session.raw, &self.object).map_err(|problem| {
-            let lost = self.token.lost(session).filter(|_| problem.error.code == Code::NotFound);
-            lost.unwrap_or(problem)
-        })
-    }
-}
-
-/// Opens every token that the configuration of `host` means.
+/// Opens every token that the configuration of `host` means; those that aren't there are looked for from then on.
 ///
 /// # Errors
 ///
-/// Those of the configuration as a whole; and where no token at all could be opened, what befell the first entry.
+/// Those of the configuration as a whole; and where no token at all is there, what befell the first entry.
 pub(crate) fn open(host: Host) -> Result<Opened, Error> {
     let config: Config = host.config()?;
-    let mut opening = Opening { host, config: &config, secret: None, findings: Vec::new(), first: None };
+    config.named_profile()?;
+    let mut opening = Opening { host, config: &config, findings: Vec::new(), first: None };
     let (mut tokens, mut entries) = (Vec::new(), Vec::new());
     for group in group(opening.wanted()) {
-        let Some(token) = opening.open(&group) else { continue };
-        let token = Arc::new(token);
+        let Some(token) = opening.token(&group) else { continue };
         entries.extend(group.members.into_iter().map(|member| Entry {
             subject: member.subject,
             token: Arc::clone(&token),
             object: member.uri.object,
+            public: member.public,
         }));
         tokens.push(token);
     }
-    if tokens.is_empty() {
+    if tokens.iter().all(|token| token.is_lost()) {
         return Err(opening.failure());
     }
+    opening.check_settings(&tokens);
+    tokens.iter().for_each(|token| token.module().enlist(token));
+    tokens.iter().filter(|token| token.is_lost()).for_each(|token| token.module().recover());
     Ok(Opened { tokens, entries, findings: opening.findings })
 }
 
@@ -108,7 +82,7 @@ pub(crate) fn open(host: Host) -> Result<Opened, Error> {
 pub(crate) fn modules(config: &serde_json::Value) -> Option<String> {
     let config = Config::deserialize(config).ok()?;
     let dialect = config.dialect();
-    let uris = config.uris.iter().filter_map(|text| Uri::parse(text, dialect).ok());
+    let uris = config.uris.iter().filter_map(|written| Uri::parse(&written.uri, dialect).ok());
     let files: BTreeSet<PathBuf> =
         uris.filter_map(|uri| Module::file(&config.module_of(&uri).ok()?).ok()).collect();
     let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
@@ -118,11 +92,66 @@ pub(crate) fn modules(config: &serde_json::Value) -> Option<String> {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {
-    uris: Vec<Zeroizing<String>>,
+    uris: Vec<Written>,
     #[serde(default)]
     legacy: bool,
     module: Option<PathBuf>,
+    #[serde(default)]
+    module_folders: Vec<PathBuf>,
     max_sessions: Option<u32>,
+    profile: Option<String>,
+    #[serde(default)]
+    login_as: LoginAs,
+    #[serde(default)]
+    raw_rsa: bool,
+    #[serde(default)]
+    pin_commands: bool,
+}
+
+/// Who logs in.
+#[derive(Clone, Copy, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+enum LoginAs {
+    #[default]
+    User,
+    CryptoUser,
+}
+
+/// An entry of `uris`: a text, or a map with more to say.
+struct Written {
+    uri: Zeroizing<String>,
+    public_key: Option<PathBuf>,
+}
+
+impl<'de> Deserialize<'de> for Written {
+    /// By hand, since what serde derives for either of two forms keeps copies of what may hold a PIN.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = Written;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a PKCS#11 URI, or a map with `uri`")
+            }
+
+            fn visit_str<E: de::Error>(self, uri: &str) -> Result<Written, E> {
+                Ok(Written { uri: Zeroizing::new(uri.to_owned()), public_key: None })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Written, A::Error> {
+                let (mut uri, mut public_key) = (None, None);
+                while let Some(name) = map.next_key::<String>()? {
+                    match name.as_str() {
+                        "uri" => uri = Some(map.next_value()?),
+                        "public_key" => public_key = Some(map.next_value()?),
+                        _ => return Err(de::Error::unknown_field(&name, &["uri", "public_key"])),
+                    }
+                }
+                Ok(Written { uri: uri.ok_or_else(|| de::Error::missing_field("uri"))?, public_key })
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
 }
 
 impl Config {
@@ -134,40 +163,67 @@ impl Config {
     fn module_of(&self, uri: &Uri) -> Result<PathBuf, Problem> {
         match (&uri.module_path, &uri.module_name, &self.module) {
             (Some(path), ..) => Ok(path.clone()),
-            (None, Some(name), _) => Module::path_of(name),
+            (None, Some(name), _) => Module::path_of(name, &self.module_folders),
             (None, None, Some(path)) => Ok(path.clone()),
             (None, None, None) => Err(Problem::new(Error::invalid("the URI names no module"))
                 .hint("add ?module-path= with the full path of the vendor's PKCS#11 library")),
         }
     }
+
+    /// The profile that the option names.
+    fn named_profile(&self) -> Result<Option<&'static Profile>, Error> {
+        let Some(name) = &self.profile else { return Ok(None) };
+        let named = Profile::named(name).ok_or_else(|| {
+            let names: Vec<_> = Profile::all().map(|profile| profile.name).collect();
+            Error::invalid(format!(
+                "config: `profile`: there is none of that name; there are {}",
+                names.join(", ")
+            ))
+        });
+        named.map(Some)
+    }
 }
 
-/// One URI whose token is there.
+/// One URI whose module is there.
 struct Wanted {
     subject: String,
     uri: Uri,
+    public: Option<Public>,
     module: &'static Module,
-    present: Present,
+    /// Its token, or why that isn't there.
+    token: Result<Present, Problem>,
 }
 
 /// The URIs that mean one token.
 struct Group {
     module: &'static Module,
-    present: Present,
+    token: Result<Present, Problem>,
     members: Vec<Wanted>,
+}
+
+impl Group {
+    fn takes(&self, wanted: &Wanted) -> bool {
+        let same = match (&self.token, &wanted.token) {
+            (Ok(one), Ok(other)) => one.slot == other.slot,
+            (Err(_), Err(_)) => self.selectors() == Some(&wanted.uri.token),
+            _ => false,
+        };
+        same && self.module.path() == wanted.module.path()
+    }
+
+    fn selectors(&self) -> Option<&Selectors> {
+        self.members.first().map(|member| &member.uri.token)
+    }
 }
 
 fn group(wanted: Vec<Wanted>) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     for member in wanted {
-        let same = |group: &&mut Group| {
-            group.module.path() == member.module.path() && group.present.slot == member.present.slot
-        };
-        match groups.iter_mut().find(same) {
+        match groups.iter_mut().find(|group| group.takes(&member)) {
             Some(group) => group.members.push(member),
             None => groups.push(Group {
                 module: member.module,
-                present: member.present.clone(),
+                token: member.token.clone(),
                 members: vec![member],
             }),
         }
@@ -178,8 +234,6 @@ fn group(wanted: Vec<Wanted>) -> Vec<Group> {
 struct Opening<'a> {
     host: Host,
     config: &'a Config,
-    /// The secret `pin`, once it was asked for.
-    secret: Option<Result<Option<Pin>, Error>>,
     findings: Vec<Finding>,
     /// The first entry that can't be served, and why.
     first: Option<(String, Problem)>,
@@ -190,11 +244,11 @@ impl Opening<'_> {
         let mut slots = Slots::default();
         let config = self.config;
         let numbered = config.uris.iter().zip(1..);
-        numbered.filter_map(|(text, number)| self.resolve(text, number, &mut slots)).collect()
+        numbered.filter_map(|(written, number)| self.resolve(written, number, &mut slots)).collect()
     }
 
-    fn resolve(&mut self, text: &str, number: usize, slots: &mut Slots) -> Option<Wanted> {
-        let uri = match Uri::parse(text, self.config.dialect()) {
+    fn resolve(&mut self, written: &Written, number: usize, slots: &mut Slots) -> Option<Wanted> {
+        let uri = match Uri::parse(&written.uri, self.config.dialect()) {
             Ok(uri) => uri,
             Err(invalid) => {
                 self.fail(&format!("uri {number}"), Problem::new(Error::invalid(invalid.to_string())));
@@ -205,8 +259,9 @@ impl Opening<'_> {
         for warning in &uri.warnings {
             self.findings.push(Problem::new(Error::invalid(*warning)).warning(&subject));
         }
-        match self.locate(&uri, slots) {
-            Ok((module, present)) => Some(Wanted { subject, uri, module, present }),
+        let wanted = self.locate(&uri, written.public_key.as_deref(), slots);
+        match wanted {
+            Ok((module, public, token)) => Some(Wanted { subject, uri, public, module, token }),
             Err(problem) => {
                 self.fail(&subject, problem);
                 None
@@ -214,16 +269,32 @@ impl Opening<'_> {
         }
     }
 
-    fn locate(&self, uri: &Uri, slots: &mut Slots) -> Result<(&'static Module, Present), Problem> {
+    #[expect(clippy::type_complexity, reason = "the parts of a `Wanted`, once")]
+    fn locate(
+        &self,
+        uri: &Uri,
+        public_key: Option<&Path>,
+        slots: &mut Slots,
+    ) -> Result<(&'static Module, Option<Public>, Result<Present, Problem>), Problem> {
         let module = Module::at(&self.config.module_of(uri)?)?;
-        Ok((module, slots.choose(module, &uri.token)?))
+        let public = public_key.map(Public::read).transpose()?;
+        match slots.choose(module, &uri.token) {
+            Err(problem) if !ckr::may_pass(&problem.error) => Err(problem),
+            token => Ok((module, public, token)),
+        }
     }
 
-    fn open(&mut self, group: &Group) -> Option<Token> {
-        let opened =
-            self.settings(group).and_then(|settings| Token::open(group.module, &group.present, settings));
-        match opened {
-            Ok(token) => Some(token),
+    /// The token of a group, there or looked for; `None` where it can't be used as things are.
+    fn token(&mut self, group: &Group) -> Option<Arc<Token>> {
+        match self.take(group) {
+            Ok((token, None)) => Some(token),
+            // The listing says so, as long as it is so.
+            Ok((token, Some(problem))) => {
+                let subject = group.members.first().map_or_else(String::new, |member| member.subject.clone());
+                token.miss(problem.clone());
+                self.first.get_or_insert((subject, problem));
+                Some(token)
+            }
             Err(problem) => {
                 group.members.iter().for_each(|member| self.fail(&member.subject, problem.clone()));
                 None
@@ -231,36 +302,55 @@ impl Opening<'_> {
         }
     }
 
+    /// Takes the token, or says why it isn't there.
+    fn take(&mut self, group: &Group) -> Result<(Arc<Token>, Option<Problem>), Problem> {
+        let settings = self.settings(group)?;
+        let token =
+            Arc::new(Token::new(group.module, group.selectors().cloned().unwrap_or_default(), settings));
+        match group.token.clone().and_then(|present| token.take(&present)) {
+            Ok(()) => Ok((token, None)),
+            Err(problem) if ckr::may_pass(&problem.error) => Ok((token, Some(problem))),
+            Err(problem) => Err(problem),
+        }
+    }
+
     fn settings(&mut self, group: &Group) -> Result<Settings, Problem> {
         let limits = group.members.iter().filter_map(|member| member.uri.max_sessions);
+        let profile = self.config.named_profile()?.unwrap_or_else(|| group.module.profile());
         Ok(Settings {
-            pin: self.pin(group)?,
+            profile,
+            pin: PinOrigin::new(self.pin_source(group), self.config.pin_commands, self.host),
+            user: profile.user(self.config.login_as == LoginAs::CryptoUser)?,
             max_sessions: limits.max().or(self.config.max_sessions),
+            raw_rsa: self.config.raw_rsa,
             credentials: self.host.credentials(),
+            host: self.host,
         })
     }
 
-    /// The PIN for a token: the first that its URIs give, else the secret. A token has one login, so one PIN; trying a
-    /// second after a first was refused would be guessing.
-    fn pin(&mut self, group: &Group) -> Result<Option<Pin>, Problem> {
-        let mut given: Option<(Pin, &str)> = None;
-        for Wanted { subject, uri, .. } in &group.members {
-            let Some(source) = &uri.pin else { continue };
-            let pin = read(source)?;
-            match &given {
-                None => given = Some((pin, subject)),
-                Some((first, _)) if *first == pin => {}
-                Some((_, owner)) => {
-                    let message =
-                        format!("has another PIN for the same token than {owner}, whose PIN is used");
-                    let problem = Problem::new(Error::invalid(message)).hint("give one PIN for each token");
-                    self.findings.push(problem.warning(subject));
-                }
-            }
+    /// Where the PIN for a token is: what the first of its URIs says that says anything. A token has one login, so one
+    /// PIN; trying a second after a first was refused would be guessing.
+    fn pin_source(&mut self, group: &Group) -> Option<PinSource> {
+        let mut given =
+            group.members.iter().filter_map(|member| Some((&member.subject, member.uri.pin.as_ref()?)));
+        let (owner, source) = given.next()?;
+        for (subject, _) in given.filter(|(_, other)| *other != source) {
+            let message = format!("has another PIN for the same token than {owner}, whose PIN is used");
+            let problem = Problem::new(Error::invalid(message)).hint("give one PIN for each token");
+            self.findings.push(problem.warning(subject));
         }
-        match given {
-            Some((pin, _)) => Ok(Some(pin)),
-            None => Ok(self.secret.get_or_insert_with(|| secret(self.host)).clone()?),
+        Some(source.clone())
+    }
+
+    /// Warns of what is wrong with the settings of vendors' libraries.
+    fn check_settings(&mut self, tokens: &[Arc<Token>]) {
+        let mut told = BTreeSet::new();
+        for token in tokens {
+            let (path, settings) = (token.module().path(), token.profile().settings);
+            let complaint = settings.and_then(|settings| settings.complaint(|name| std::env::var(name).ok()));
+            if let Some(problem) = complaint.filter(|_| told.insert(path)) {
+                self.findings.push(problem.warning(&format!("module `{}`", path.display())));
+            }
         }
     }
 
@@ -335,33 +425,5 @@ impl Slotted {
 
     fn choose(&self, selectors: &Selectors) -> Result<Present, Problem> {
         token::choose(&self.tokens, self.library.as_ref(), selectors).cloned()
-    }
-}
-
-fn read(source: &PinSource) -> Result<Pin, Problem> {
-    match source {
-        PinSource::Value(pin) => Ok(pin.clone()),
-        PinSource::File(path) => {
-            let content = std::fs::read(path).map_err(|error| {
-                let error = Error::invalid(format!("the file of pin-source can't be read: {}", error.kind()));
-                Problem::new(error).hint("check that it exists and that the server's user may read it")
-            })?;
-            let content = Zeroizing::new(content);
-            Ok(Zeroizing::new(without_newline(&content).to_vec()))
-        }
-    }
-}
-
-fn without_newline(content: &[u8]) -> &[u8] {
-    let content = content.strip_suffix(b"\n").unwrap_or(content);
-    content.strip_suffix(b"\r").unwrap_or(content)
-}
-
-/// The store's secret `pin`; `None` where it has none.
-fn secret(host: Host) -> Result<Option<Pin>, Error> {
-    match host.secret("pin") {
-        Ok(secret) => Ok(Some(Zeroizing::new(secret.expose().to_vec()))),
-        Err(error) if error.code == Code::NotFound => Ok(None),
-        Err(error) => Err(error),
     }
 }

@@ -1,73 +1,91 @@
-//! One token: how it is chosen, its one login, and its sessions.
+//! One token: how it is chosen, its one login, its sessions, and how it is found again after it was lost.
+//!
+//! Nothing that a module hands out lasts: sessions, handles and logins go when a device restarts, a cable is pulled or
+//! another part of the process logs out. So a token is its selectors, and everything else belongs to one *generation*
+//! of it. What a call may do about a failure is a ladder ([`Remedy`]): another session; logging in and finding keys
+//! again, which begins a new generation; and giving the token up for lost, which leaves it to [`recovery`](crate::recovery).
 
 use std::{
     collections::HashMap,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
-    thread,
-    time::Duration,
 };
 
 use cryptoki::{
     context::Info,
     error::{Error as Failure, RvError},
+    mechanism::MechanismType,
+    object::ObjectHandle,
     session::{SessionInfo, SessionState, UserType},
     slot::{Limit, Slot, TokenInfo},
     types::RawAuthPin,
 };
-use keystead_plugin_api::{Call, Code, Credentials, Error, Lane};
-use zeroize::Zeroizing;
+use keystead_plugin_api::{Call, Code, Credentials, Error, Host, Lane};
 
 use crate::{
-    Problem, ckr,
+    ckr::{self, Remedy},
+    keys::KeyId,
     mechanism::Allowed,
     module::{Lease, Module, Present},
+    pin::{Pin, PinOrigin},
+    problem::Problem,
+    profile::Profile,
     sessions::{Pool, Session},
     uri::{Selector, Selectors},
 };
 
-/// A PIN.
-pub(crate) type Pin = Zeroizing<Vec<u8>>;
-
-/// A token that a store has opened. A login belongs to the whole process and lasts as long as a session does, so one
-/// session, the anchor, stays open beside those of the lanes.
+/// A token that a store uses, there or lost. A login belongs to the whole process and lasts as long as a session does,
+/// so one session, the anchor, stays open beside those of the lanes.
 pub(crate) struct Token {
     module: &'static Module,
-    seat: Mutex<Seat>,
-    /// What the operator calls it.
-    pub(crate) label: String,
-    /// What the memory of refused PINs calls it.
-    identity: String,
-    pin: Option<Pin>,
-    credentials: Option<Credentials>,
-    /// What the token's mechanisms allow.
-    pub(crate) allowed: Allowed,
+    /// What the operator calls it: its label or, as long as it was never there, how it is selected.
+    name: Mutex<String>,
+    selectors: Selectors,
+    settings: Settings,
+    seat: Mutex<Option<Seat>>,
     anchor: Mutex<Option<Session>>,
-    /// Whether not even a new session brings the token back: then nothing but the next health check uses the module.
-    gone: AtomicBool,
     pool: Pool,
+    /// Handles of this generation, where they are good in every session.
+    handles: Mutex<HashMap<KeyId, ObjectHandle>>,
+    generation: AtomicU64,
+    /// Why it is lost; `None` where it isn't.
+    loss: Mutex<Option<Problem>>,
+    lost: AtomicBool,
+    closed: AtomicBool,
+    /// Calls in a row that failed in a way that blames the token.
+    troubles: AtomicU32,
 }
 
-/// The slot that the token had in a life of its module.
+/// Where the token sits in a life of its module, and what it can do there.
 struct Seat {
     life: u64,
     slot: Slot,
+    /// What tells it from every other; the memory of refused PINs knows it by that.
+    identity: String,
+    allowed: Allowed,
+    wants_login: bool,
+    /// The most sessions beside the anchor.
+    sessions: u32,
 }
 
-/// How often is tried to initialise a module anew while calls are inside it, and how long after each try.
-const RENEWALS: u32 = 5;
-const RENEW_AFTER: Duration = Duration::from_millis(50);
+/// So many calls in a row that fail although the token can be logged in to mean that it is lost all the same.
+const TROUBLES_MAX: u32 = 8;
 
 /// What a store says of a token.
 pub(crate) struct Settings {
-    /// For its one login; without it there is none.
-    pub(crate) pin: Option<Pin>,
+    pub(crate) profile: &'static Profile,
+    /// For its one login.
+    pub(crate) pin: PinOrigin,
+    pub(crate) user: UserType,
     /// The most sessions, the anchor counted.
     pub(crate) max_sessions: Option<u32>,
+    /// Whether RSA signatures may be padded here and made with CKM_RSA_X_509.
+    pub(crate) raw_rsa: bool,
     /// The host's memory of refused PINs.
     pub(crate) credentials: Option<Credentials>,
+    pub(crate) host: Host,
 }
 
 /// Chooses the one token that selectors mean.
@@ -122,52 +140,134 @@ impl Present {
             Selector::LibraryVersion => library.map(|library| library.library_version().to_string()),
         }
     }
-
-    /// The most sessions that this process may have on the token; `None` where it sets no limit.
-    fn session_limit(&self) -> Option<u32> {
-        let limit = |limit| match limit {
-            Limit::Max(most) => Some(u32::try_from(most).unwrap_or(u32::MAX)),
-            Limit::Unavailable | Limit::Infinite => None,
-        };
-        let (all, writing) =
-            (limit(self.token.max_session_count()), limit(self.token.max_rw_session_count()));
-        [all, writing].into_iter().flatten().min()
-    }
 }
 
 impl Token {
-    /// Opens the anchor session and logs in, once.
+    /// A token that isn't there yet.
+    pub(crate) fn new(module: &'static Module, selectors: Selectors, settings: Settings) -> Self {
+        let name: Vec<_> =
+            selectors.iter().map(|(selector, value)| format!("{}={value}", selector.name())).collect();
+        let (seat, anchor, handles, loss, troubles) = Default::default();
+        Self {
+            module,
+            name: Mutex::new(if name.is_empty() { "any".to_owned() } else { name.join(";") }),
+            selectors,
+            settings,
+            seat,
+            anchor,
+            pool: Pool::new(),
+            handles,
+            generation: AtomicU64::new(0),
+            loss,
+            lost: AtomicBool::new(true),
+            closed: AtomicBool::new(false),
+            troubles,
+        }
+    }
+
+    /// What the operator calls it.
+    pub(crate) fn name(&self) -> String {
+        lock(&self.name).clone()
+    }
+
+    pub(crate) fn profile(&self) -> &'static Profile {
+        self.settings.profile
+    }
+
+    pub(crate) fn module(&self) -> &'static Module {
+        self.module
+    }
+
+    /// What its mechanisms allow.
+    pub(crate) fn allowed(&self) -> Allowed {
+        lock(&self.seat).as_ref().map(|seat| seat.allowed).unwrap_or_default()
+    }
+
+    /// How many lanes get the most out of it: more than it has sessions for would only wait.
+    pub(crate) fn lanes(&self) -> u32 {
+        let sessions = lock(&self.seat).as_ref().map_or(u32::MAX, |seat| seat.sessions);
+        self.profile().lanes().min(sessions)
+    }
+
+    /// Takes the token that is there now: opens the anchor session and logs in, once.
     ///
     /// # Errors
     ///
     /// [`Code::Credentials`] where the PIN is refused, now or before.
-    pub(crate) fn open(
-        module: &'static Module,
-        present: &Present,
-        settings: Settings,
-    ) -> Result<Self, Problem> {
-        // As with gokeyless, one of the sessions is the anchor, and less than two make no sense.
-        let limit = [settings.max_sessions, present.session_limit()].into_iter().flatten().min();
-        let info = &present.token;
-        let token = Self {
-            module,
-            seat: Mutex::new(Seat { life: present.lease.life, slot: present.slot }),
-            label: info.label().to_owned(),
-            identity: identity(info),
-            pin: settings.pin,
-            credentials: settings.credentials,
-            allowed: mechanisms(module, present.slot),
-            anchor: Mutex::new(None),
-            gone: AtomicBool::new(false),
-            pool: Pool::new(limit.map(|limit| limit.max(2) - 1)),
-        };
-        let anchor = token.open_anchor(present.lease.clone())?;
-        *token.anchor.lock().unwrap_or_else(PoisonError::into_inner) = Some(anchor);
-        Ok(token)
+    pub(crate) fn take(&self, present: &Present) -> Result<(), Problem> {
+        let mut anchor = self.anchor();
+        self.sit_down(present)?;
+        let session = self.open_own_session(present.lease.clone())?;
+        self.login(&session)?;
+        *anchor = Some(session);
+        *lock(&self.loss) = None;
+        self.troubles.store(0, Ordering::Relaxed);
+        self.begin_generation();
+        self.lost.store(false, Ordering::Release);
+        Ok(())
     }
 
-    /// Works with a session of the call's lane: the anchor for housekeeping, else one of the pool. A session that
-    /// failed for reasons of its own is closed, and another opened next time.
+    /// Notes why it isn't there.
+    pub(crate) fn miss(&self, cause: Problem) {
+        *lock(&self.loss) = Some(cause);
+    }
+
+    /// What may bring it back, beside patience; empty where it isn't lost.
+    pub(crate) fn hint(&self) -> String {
+        lock(&self.loss).as_ref().map(|cause| cause.hint.clone()).unwrap_or_default()
+    }
+
+    /// Looks for the lost token, and takes it where it is there.
+    pub(crate) fn come_back(&self) -> bool {
+        let refused = lock(&self.loss).as_ref().is_some_and(|cause| cause.error.code == Code::Credentials);
+        // Without the host's memory, a refused PIN would be presented again and again.
+        if self.closed.load(Ordering::Relaxed) || (refused && self.settings.credentials.is_none()) {
+            return false;
+        }
+        let found = self.module.lease().and_then(|lease| {
+            let present = self.module.tokens(&lease)?;
+            self.take(choose(&present, self.module.info().as_ref(), &self.selectors)?)
+        });
+        match found {
+            Ok(()) => {
+                tracing::info!(token = self.name(), "the token is back");
+                self.settings.host.keys_changed(); // while it was away, they may have
+                true
+            }
+            Err(problem) => {
+                self.miss(problem);
+                false
+            }
+        }
+    }
+
+    /// Whether it is lost, and looked for.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire) && !self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is there all the same; one that isn't is lost from now on. A token that is being used is.
+    pub(crate) fn is_well(&self) -> bool {
+        let Ok(mut anchor) = self.anchor.try_lock() else { return true };
+        self.revive_or_lose(&mut anchor).is_ok()
+    }
+
+    /// Gives it up until the module's recovery has found it.
+    fn lose(&self, anchor: &mut Option<Session>, cause: Problem) {
+        let first = !self.lost.swap(true, Ordering::AcqRel);
+        if first {
+            let token = self.name();
+            tracing::info!(token, "the token is lost, and looked for until it is back: {}", cause.error);
+        }
+        self.miss(cause);
+        self.begin_generation();
+        *anchor = None;
+        self.pool.close();
+        self.module.recover();
+    }
+
+    /// Works with a session of the call's lane: the anchor for housekeeping, else one of the pool. What fails for
+    /// reasons that the ladder has a step for is done again; `work` finds every handle anew.
     ///
     /// # Errors
     ///
@@ -175,53 +275,183 @@ impl Token {
     pub(crate) fn with<T>(
         &self,
         call: &Call<'_>,
-        work: impl FnOnce(&mut Session) -> Result<T, Error>,
+        mut work: impl FnMut(&mut Session) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut step = Remedy::None;
+        loop {
+            let generation = self.current()?;
+            let error = match self.attempt(call, generation, &mut work) {
+                Ok(done) => {
+                    self.went_well();
+                    return Ok(done);
+                }
+                Err(error) => self.profile().explain(error),
+            };
+            step = match (self.profile().remedy(&error), step) {
+                (Remedy::None, _) => return Err(error),
+                _ if call.time_left().is_some_and(|left| left.is_zero()) => return Err(error),
+                (Remedy::Session, Remedy::None) => {
+                    self.pool.close(); // where one is gone, the others are as well
+                    Remedy::Session
+                }
+                (_, Remedy::None | Remedy::Session) => {
+                    self.log_in_again(generation)?;
+                    Remedy::Login
+                }
+                _ => {
+                    self.blame(generation, &error);
+                    return Err(error);
+                }
+            };
+        }
+    }
+
+    fn attempt<T>(
+        &self,
+        call: &Call<'_>,
+        generation: u64,
+        work: &mut impl FnMut(&mut Session) -> Result<T, Error>,
     ) -> Result<T, Error> {
         match call.lane {
             Lane::Housekeeping => self.with_anchor(work),
-            Lane::Inline | Lane::Number(_) if self.gone.load(Ordering::Relaxed) => Err(self.is_gone()),
             Lane::Inline | Lane::Number(_) => {
-                self.pool.with(call.deadline, || self.open_session(self.module.lease()?), work)
+                let open = || self.open_session(self.module.lease()?, generation);
+                self.pool.with(call.deadline, generation, open, work)
             }
         }
     }
 
-    /// Whether the token still answers; logs in again where the login was lost.
+    /// The generation that serves.
+    fn current(&self) -> Result<u64, Error> {
+        let generation = self.generation.load(Ordering::Acquire);
+        if self.lost.load(Ordering::Acquire) { Err(self.is_gone()) } else { Ok(generation) }
+    }
+
+    fn went_well(&self) {
+        if self.troubles.load(Ordering::Relaxed) > 0 {
+            self.troubles.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes a failure that neither another session nor another login has cured.
+    fn blame(&self, generation: u64, error: &Error) {
+        if self.troubles.fetch_add(1, Ordering::Relaxed) + 1 < TROUBLES_MAX {
+            return;
+        }
+        let mut anchor = self.anchor();
+        if self.current() == Ok(generation) {
+            self.lose(&mut anchor, error.clone().into());
+        }
+    }
+
+    /// Sees to it that the token is logged in to, and begins a new generation, in which every key is found again. Only
+    /// the first of many that come for the same reason does so. Where it fails, the token is lost.
+    fn log_in_again(&self, generation: u64) -> Result<(), Error> {
+        let mut anchor = self.anchor();
+        if self.current()? != generation {
+            return Ok(());
+        }
+        self.revive_or_lose(&mut anchor)?;
+        self.begin_generation();
+        Ok(())
+    }
+
+    fn revive_or_lose(&self, anchor: &mut Option<Session>) -> Result<(), Error> {
+        self.revive(anchor).map_err(|problem| {
+            self.lose(anchor, problem.clone());
+            problem.error
+        })
+    }
+
+    /// Makes the anchor a session that is logged in to this very token.
+    fn revive(&self, anchor: &mut Option<Session>) -> Result<(), Problem> {
+        let session = match anchor.take().filter(|session| self.info(session).is_ok()) {
+            Some(session) => session,
+            None => self.open_own_session(self.module.lease()?)?,
+        };
+        if is_public(self.info(&session)?) {
+            self.login(&session)?;
+        }
+        *anchor = Some(session);
+        Ok(())
+    }
+
+    fn begin_generation(&self) {
+        lock(&self.handles).clear();
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A handle that another session has found, where that is good in all of them.
+    pub(crate) fn shared_handle(&self, session: &Session, key: &KeyId) -> Option<ObjectHandle> {
+        self.is_current(session).then(|| lock(&self.handles).get(key).copied()).flatten()
+    }
+
+    /// Notes a handle that this session has found.
+    pub(crate) fn share_handle(&self, session: &Session, key: KeyId, handle: ObjectHandle) {
+        if !self.profile().handles_per_session && self.is_current(session) {
+            lock(&self.handles).insert(key, handle);
+        }
+    }
+
+    fn is_current(&self, session: &Session) -> bool {
+        session.generation == self.generation.load(Ordering::Acquire)
+    }
+
+    /// Whether the token still answers; where it doesn't, it is lost from now on. Keeps its sessions alive, and tries
+    /// whether it has more of them again.
     ///
     /// # Errors
     ///
     /// Where it doesn't.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        self.with_anchor(|anchor| {
-            let info =
-                anchor.raw.get_session_info().map_err(|failure| self.error("health check", &failure))?;
-            self.answers(info)?;
-            if is_public(info) { self.login(anchor).map_err(Error::from) } else { Ok(()) }
-        })
+        self.current()?;
+        let mut anchor = self.anchor();
+        let was_out = anchor.as_ref().and_then(|session| self.info(session).ok()).is_none_or(is_public);
+        self.revive_or_lose(&mut anchor)?;
+        if was_out && self.logs_in() {
+            self.begin_generation(); // handles of the login before are worth nothing
+        }
+        drop(anchor);
+        self.pool.limit(lock(&self.seat).as_ref().map_or(u32::MAX, |seat| seat.sessions));
+        self.pool.touch(self.current()?, |session| session.raw.get_session_info().is_ok());
+        Ok(())
     }
 
     /// Why private keys may be there though they can't be seen: the token went, or the login.
-    pub(crate) fn lost(&self, session: &Session) -> Option<Problem> {
-        let info = session.raw.get_session_info().ok()?;
-        if let Err(gone) = self.answers(info) {
-            return Some(Problem::new(gone).hint("the next health checks look for it"));
+    pub(crate) fn lost(&self, session: &Session) -> Option<Error> {
+        match self.info(session) {
+            Err(gone) => Some(gone),
+            Ok(info) if is_public(info) && self.logs_in() => {
+                let message = format!("the login on token `{}` was lost", self.name());
+                Some(Error::new(Code::Unavailable, message).with_vendor("CKR_USER_NOT_LOGGED_IN", 0x101))
+            }
+            Ok(_) => None,
         }
-        let message = format!("the login on token `{}` was lost", self.label);
-        let lost = Problem::new(Error::new(Code::Unavailable, message));
-        (self.pin.is_some() && is_public(info)).then(|| lost.hint("the next health check logs in again"))
     }
 
-    /// Asks the token itself: a session may outlive it, and tell that all is well (SoftHSM2); and another may be in its
-    /// slot, which must never see this one's PIN.
-    fn answers(&self, info: SessionInfo) -> Result<(), Error> {
-        let answer = self.module.library().get_token_info(info.slot_id());
-        let answer =
-            answer.map_err(|failure| ckr::error(&format!("asking token `{}`", self.label), &failure))?;
-        if identity(&answer) == self.identity { Ok(()) } else { Err(self.is_gone()) }
+    /// Asks the session, and the token itself: a session may outlive it, and tell that all is well (SoftHSM2); and
+    /// another may be in its slot, which must never see this one's PIN.
+    fn info(&self, session: &Session) -> Result<SessionInfo, Error> {
+        let doing = "asking for the state";
+        let info = session.raw.get_session_info().map_err(|failure| self.error(doing, &failure))?;
+        let token = self.module.library().get_token_info(info.slot_id());
+        let token = token.map_err(|failure| self.error(doing, &failure))?;
+        let own = lock(&self.seat).as_ref().is_some_and(|seat| seat.identity == identity(&token));
+        if own { Ok(info) } else { Err(self.is_gone()) }
     }
 
+    /// Why it can't be used.
     fn is_gone(&self) -> Error {
-        Error::new(Code::Unavailable, format!("token `{}` is not there", self.label))
+        let (name, was_there) = (self.name(), lock(&self.seat).is_some());
+        let how = if was_there { "is lost" } else { "is not there" };
+        match &*lock(&self.loss) {
+            Some(Problem { error: cause, .. }) => {
+                let mut error = Error::new(cause.code, format!("token `{name}` {how}: {}", cause.message));
+                error.vendor.clone_from(&cause.vendor);
+                error
+            }
+            None => Error::new(Code::Unavailable, format!("token `{name}` {how}")),
+        }
     }
 
     /// How many lanes may work at once, where some had to wait for that reason.
@@ -231,20 +461,24 @@ impl Token {
 
     /// Closes the sessions that nobody works with. There is no C_Logout: it would log every store out.
     pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
         self.pool.close();
         if let Ok(mut anchor) = self.anchor.try_lock() {
             *anchor = None;
         }
     }
 
-    fn with_anchor<T>(&self, work: impl FnOnce(&mut Session) -> Result<T, Error>) -> Result<T, Error> {
-        let mut anchor = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
+    fn anchor(&self) -> MutexGuard<'_, Option<Session>> {
+        lock(&self.anchor)
+    }
+
+    fn with_anchor<T>(&self, work: &mut impl FnMut(&mut Session) -> Result<T, Error>) -> Result<T, Error> {
+        let mut anchor = self.anchor();
+        self.current()?; // it may have been lost while others held the anchor
         if anchor.is_none() {
-            *anchor = Some(self.open_anchor_again()?);
+            self.revive_or_lose(&mut anchor)?;
         }
-        let Some(session) = anchor.as_mut() else {
-            return Err(Error::new(Code::Internal, "no anchor session"));
-        };
+        let Some(session) = anchor.as_mut() else { return Err(self.is_gone()) };
         let done = work(session);
         if !done.as_ref().err().is_none_or(ckr::spares_session) {
             *anchor = None;
@@ -252,107 +486,146 @@ impl Token {
         done
     }
 
-    /// Opens the anchor after it was lost. Where a new session doesn't help either, the module may have lost the token
-    /// for good, as SoftHSM2 does: then it is initialised anew, if nobody else uses it.
-    fn open_anchor_again(&self) -> Result<Session, Problem> {
-        let lease = self.module.lease()?;
-        let life = lease.life;
-        let session = match self.open_own_session(lease) {
-            Err(error) if error.code == Code::Unavailable => {
-                self.gone.store(true, Ordering::Relaxed);
-                self.pool.close();
-                if !self.renew(life) {
-                    return Err(error.into());
-                }
-                self.open_own_session(self.module.lease()?)?
-            }
-            opened => opened?,
+    /// Notes where the token sits.
+    fn sit_down(&self, present: &Present) -> Result<(), Problem> {
+        let info = &present.token;
+        let limit = [self.settings.max_sessions, session_limit(info)].into_iter().flatten().min();
+        let seat = Seat {
+            life: present.lease.life,
+            slot: present.slot,
+            identity: identity(info),
+            allowed: mechanisms(self.module, present.slot, self.settings.raw_rsa),
+            wants_login: info.login_required(),
+            // As with gokeyless, one of the sessions is the anchor, and less than two make no sense.
+            sessions: limit.map_or(u32::MAX, |limit| limit.max(2) - 1),
         };
-        self.login(&session)?;
-        self.gone.store(false, Ordering::Relaxed);
-        Ok(session)
+        if lock(&self.seat).as_ref().is_some_and(|before| !self.is_heir(before, &seat, info)) {
+            let message = "another token is in the place of the one that was lost";
+            let hint = "reload the configuration to use it, or select by serial= to tell them apart";
+            return Err(Problem::new(Error::new(Code::Unavailable, message)).hint(hint));
+        }
+        *lock(&self.name) = info.label().to_owned();
+        self.pool.limit(seat.sessions);
+        *lock(&self.seat) = Some(seat);
+        Ok(())
     }
 
-    /// Initialises the module anew once the calls that are inside it have returned, which nobody adds to by now.
-    fn renew(&self, life: u64) -> bool {
-        (0..RENEWALS).any(|attempt| {
-            if attempt > 0 {
-                thread::sleep(RENEW_AFTER);
-            }
-            self.module.renew(life)
-        })
-    }
-
-    fn open_anchor(&self, lease: Lease) -> Result<Session, Problem> {
-        let session = self.open_own_session(lease)?;
-        self.login(&session)?;
-        Ok(session)
+    /// Whether a token is the one that sat here before. The serial number of a group of HSMs changes with its members
+    /// (Luna), so for one that is selected by label, label, maker and model do.
+    fn is_heir(&self, before: &Seat, now: &Seat, info: &TokenInfo) -> bool {
+        let family = |identity: &str| identity.splitn(4, '\0').take(3).map(str::to_owned).collect::<Vec<_>>();
+        before.identity == now.identity
+            || (self.selectors.get(&Selector::Token).is_some_and(|label| label == info.label())
+                && !self.selectors.contains_key(&Selector::Serial)
+                && family(&before.identity) == family(&now.identity))
     }
 
     /// A session with this very token.
     fn open_own_session(&self, lease: Lease) -> Result<Session, Error> {
-        let session = self.open_session(lease)?;
-        let info = session.raw.get_session_info().map_err(|failure| self.error("a new session", &failure))?;
-        self.answers(info)?;
+        let session = self.open_session(lease, self.generation.load(Ordering::Acquire))?;
+        self.info(&session)?;
         Ok(session)
     }
 
     /// A read-write session, since some modules (AWS CloudHSM) have no other; a read-only one where that is refused.
-    fn open_session(&self, lease: Lease) -> Result<Session, Error> {
-        let (library, slot) = (self.module.library(), self.slot(&lease)?);
+    fn open_session(&self, lease: Lease, generation: u64) -> Result<Session, Error> {
+        let library = self.module.library();
+        let slot = {
+            let seat = lock(&self.seat);
+            seat.as_ref().filter(|seat| seat.life == lease.life).map(|seat| seat.slot)
+        };
+        let slot = slot.ok_or_else(|| self.is_gone())?;
         let raw = match library.open_rw_session(slot) {
-            Err(failure) if !matches!(failure, Failure::Pkcs11(RvError::SessionCount, _)) => {
+            Err(failure @ Failure::Pkcs11(RvError::TokenWriteProtected | RvError::FunctionFailed, _)) => {
                 library.open_ro_session(slot).map_err(|_| failure)
             }
             opened => opened,
         };
         let raw = raw.map_err(|failure| self.error("opening a session", &failure))?;
-        Ok(Session { raw, handles: HashMap::new(), _lease: lease })
+        Ok(Session { raw, handles: HashMap::new(), generation, _lease: lease })
     }
 
-    /// The token's slot; looked for where the module has been initialised anew, since slots may be numbered otherwise.
-    fn slot(&self, lease: &Lease) -> Result<Slot, Error> {
-        let mut seat = self.seat();
-        if seat.life != lease.life {
-            let present = self.module.tokens(lease)?;
-            let own = present.iter().find(|present| identity(&present.token) == self.identity);
-            *seat = Seat { life: lease.life, slot: own.ok_or_else(|| self.is_gone())?.slot };
-        }
-        Ok(seat.slot)
+    /// Whether there is anybody to log in: some tokens need no login, and refuse it (the accelerator slot of nShield).
+    fn logs_in(&self) -> bool {
+        self.settings.pin.is_given() && lock(&self.seat).as_ref().is_some_and(|seat| seat.wants_login)
     }
 
-    fn seat(&self) -> MutexGuard<'_, Seat> {
-        self.seat.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A PIN that isn't needed, for the operator to know.
+    pub(crate) fn needs_no_pin(&self) -> bool {
+        self.settings.pin.is_given() && !self.logs_in()
     }
 
     fn login(&self, session: &Session) -> Result<(), Problem> {
-        let Some(pin) = &self.pin else { return Ok(()) };
+        if !self.logs_in() {
+            return Ok(());
+        }
+        self.present(session, self.settings.user)
+    }
+
+    /// Logs in for one operation of a key that wants that (CKA_ALWAYS_AUTHENTICATE), between its beginning and its end.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::Credentials`] where the PIN is refused, now or before.
+    pub(crate) fn authenticate(&self, session: &Session) -> Result<(), Error> {
+        Ok(self.present(session, UserType::ContextSpecific)?)
+    }
+
+    /// Presents the PIN.
+    fn present(&self, session: &Session, user: UserType) -> Result<(), Problem> {
+        let Some(pin) = self.settings.pin.read()? else { return Ok(()) };
+        self.check_form(&pin)?;
+        let identity = lock(&self.seat).as_ref().map(|seat| seat.identity.clone()).unwrap_or_default();
         let _turn = self.module.login_turn();
-        if self.credentials.is_some_and(|memory| memory.refused(&self.identity, pin)) {
+        if self.settings.credentials.is_some_and(|memory| memory.refused(&identity, &pin)) {
             let message =
-                format!("token `{}` has refused this PIN before; it was not tried again", self.label);
+                format!("token `{}` has refused this PIN before; it was not tried again", self.name());
             return Err(Problem::new(Error::new(Code::Credentials, message)).hint(CORRECT_THE_PIN));
         }
-        match session.raw.login_with_raw(UserType::User, &RawAuthPin::new(Box::new(pin.to_vec()))) {
+        self.check_tries(session)?;
+        match session.raw.login_with_raw(user, &RawAuthPin::new(Box::new(pin.to_vec()))) {
             Ok(()) | Err(Failure::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {
-                if let Some(memory) = self.credentials {
-                    memory.accepted(&self.identity, pin);
+                if let Some(memory) = self.settings.credentials {
+                    memory.accepted(&identity, &pin);
                 }
                 Ok(())
             }
-            Err(failure) => Err(self.refused(&failure, pin, session)),
+            Err(failure) => Err(self.refused(&failure, &identity, &pin, session)),
         }
     }
 
+    /// A PIN of the wrong form would count as a wrong one.
+    fn check_form(&self, pin: &Pin) -> Result<(), Problem> {
+        if !self.profile().user_in_pin || pin.contains(&b':') {
+            return Ok(());
+        }
+        let message = format!("the PIN of token `{}` has no colon; it was not presented", self.name());
+        Err(Problem::new(Error::invalid(message)).hint("give it as `user:password`"))
+    }
+
+    /// The last try belongs to a person: one more wrong PIN, and the token is locked.
+    fn check_tries(&self, session: &Session) -> Result<(), Problem> {
+        let slot = session.raw.get_session_info().map(|info| info.slot_id());
+        let info = slot.and_then(|slot| self.module.library().get_token_info(slot));
+        let what = match info {
+            Ok(info) if info.user_pin_locked() => "is locked",
+            Ok(info) if info.user_pin_final_try() => "has one try left before it is locked",
+            _ => return Ok(()),
+        };
+        let message = format!("the PIN of token `{}` {what}; it was not presented", self.name());
+        Err(Problem::new(Error::new(Code::Credentials, message))
+            .hint("log in by hand with the right PIN, or have it reset, with the vendor's tool"))
+    }
+
     /// A module may have a code of its own for a wrong PIN: the token's count of attempts tells.
-    fn refused(&self, failure: &Failure, pin: &Pin, session: &Session) -> Problem {
+    fn refused(&self, failure: &Failure, identity: &str, pin: &Pin, session: &Session) -> Problem {
         let mut error = self.error("login", failure);
         if error.code != Code::Credentials && !self.counts_attempts(session) {
             return Problem::new(error);
         }
         error.code = Code::Credentials;
-        if let Some(memory) = self.credentials {
-            memory.report(&self.identity, pin);
+        if let Some(memory) = self.settings.credentials {
+            memory.report(identity, pin);
         }
         Problem::new(error).hint(CORRECT_THE_PIN)
     }
@@ -367,13 +640,23 @@ impl Token {
     }
 
     fn error(&self, doing: &str, failure: &Failure) -> Error {
-        ckr::error(&format!("{doing} on token `{}`", self.label), failure)
+        self.profile().explain(ckr::error(&format!("{doing} on token `{}`", self.name()), failure))
     }
 }
 
-/// What tells a token from every other.
+/// What tells a token from every other; the serial number last.
 fn identity(info: &TokenInfo) -> String {
-    [info.manufacturer_id(), info.model(), info.serial_number(), info.label()].join("/")
+    [info.manufacturer_id(), info.model(), info.label(), info.serial_number()].join("\0")
+}
+
+/// The most sessions that this process may have on a token; `None` where it sets no limit.
+fn session_limit(token: &TokenInfo) -> Option<u32> {
+    let limit = |limit| match limit {
+        Limit::Max(most) => Some(u32::try_from(most).unwrap_or(u32::MAX)),
+        Limit::Unavailable | Limit::Infinite => None,
+    };
+    let (all, writing) = (limit(token.max_session_count()), limit(token.max_rw_session_count()));
+    [all, writing].into_iter().flatten().min()
 }
 
 /// Whether nobody is logged in.
@@ -385,13 +668,18 @@ const CORRECT_THE_PIN: &str =
     "correct the PIN before anything tries again: tokens lock after a few wrong ones";
 
 /// What a token's mechanisms allow; one that won't say more than that it has a mechanism is believed.
-fn mechanisms(module: &Module, slot: Slot) -> Allowed {
+fn mechanisms(module: &Module, slot: Slot, raw_rsa: bool) -> Allowed {
     let library = module.library();
     let list = library.get_mechanism_list(slot).unwrap_or_default();
-    Allowed::ask(|mechanism, decrypts| {
+    let allowed = Allowed::ask(|mechanism: MechanismType, decrypts| {
         list.contains(&mechanism)
             && library
                 .get_mechanism_info(slot, mechanism)
                 .map_or(true, |info| if decrypts { info.decrypt() } else { info.sign() })
-    })
+    });
+    Allowed { rsa_padded: allowed.rsa_padded && raw_rsa, ..allowed }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

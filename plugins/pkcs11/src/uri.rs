@@ -59,8 +59,14 @@ pub(crate) struct ObjectSelector {
 pub(crate) enum PinSource {
     /// `pin-value`: the PIN itself.
     Value(Zeroizing<Vec<u8>>),
-    /// `pin-source`: a file that holds it.
+    /// `pin-source=/path` or `file:`: a file that holds it.
     File(PathBuf),
+    /// `pin-source=env:NAME`: a variable of the environment.
+    Variable(String),
+    /// `pin-source=credential:NAME`: a credential of the service (systemd.exec(5), `LoadCredential=`).
+    Credential(String),
+    /// `pin-source=|COMMAND`: a shell command that writes it to its standard output.
+    Command(String),
 }
 
 /// Why a text isn't a PKCS#11 URI.
@@ -365,29 +371,41 @@ impl Reader {
 
     fn pin_source(&mut self, attribute: &Attribute<'_>) -> Result<PinSource, Invalid> {
         let text = Zeroizing::new(self.text(attribute)?);
+        if let Some(command) = text.strip_prefix('|') {
+            return Ok(PinSource::Command(command.to_owned()));
+        }
+        for (prefix, source) in [
+            ("env:", PinSource::Variable as fn(String) -> PinSource),
+            ("credential:", PinSource::Credential as fn(String) -> PinSource),
+        ] {
+            match text.strip_prefix(prefix) {
+                Some(name) if !name.is_empty() && !name.contains(['/', '=', '\0']) => {
+                    return Ok(source(name.to_owned()));
+                }
+                Some(_) => return Err(attribute.refuse_value("expected a name after the colon")),
+                None => {}
+            }
+        }
         let path = text.strip_prefix("file:").unwrap_or(&text);
         let path = path.strip_prefix("//localhost").or_else(|| path.strip_prefix("//")).unwrap_or(path);
-        if text.starts_with('|') {
-            return Err(
-                attribute.refuse_value("a pin-source that is a command is not supported; name a file")
-            );
-        }
         if !path.starts_with('/') {
-            return Err(attribute.refuse_value("a pin-source is a full path or a file: URI"));
+            return Err(attribute.refuse_value(
+                "a pin-source is a full path, a file: URI, env:NAME, credential:NAME or |command",
+            ));
         }
         Ok(PinSource::File(PathBuf::from(path)))
     }
 
     /// RFC 7512 section 2.4 refuses a URI with both sources; gokeyless knows `pin-value` only.
     fn pin(&mut self, attribute: &Attribute<'_>, pin: PinSource) -> Result<(), Invalid> {
-        match (&self.uri.pin, &pin) {
-            (Some(PinSource::Value(_)), PinSource::File(_))
-            | (Some(PinSource::File(_)), PinSource::Value(_)) => {
+        let is_value = |pin: &PinSource| matches!(pin, PinSource::Value(_));
+        match &self.uri.pin {
+            Some(other) if is_value(other) != is_value(&pin) => {
                 if self.dialect == Dialect::Strict {
                     return Err(attribute.refuse("pin-value and pin-source exclude each other"));
                 }
                 self.warn("pin-source is ignored where there is a pin-value, as gokeyless does");
-                if matches!(pin, PinSource::Value(_)) {
+                if is_value(&pin) {
                     self.uri.pin = Some(pin);
                 }
                 Ok(())
@@ -591,7 +609,8 @@ mod tests {
             ("pkcs11:?pin-value=1&pin-source=/a", 21),
             ("pkcs11:?pin-value=1&pin-value=1", 21),
             ("pkcs11:?pin-source=1234", 20),
-            ("pkcs11:?pin-source=|cat", 20),
+            ("pkcs11:?pin-source=env:", 20),
+            ("pkcs11:?pin-source=credential:../x", 20),
             ("pkcs11:?max-sessions=-1", 22),
             ("pkcs11:?module-name=../x", 21),
             ("pkcs11:??pin-value=1", 9),
@@ -633,6 +652,19 @@ mod tests {
         for text in ["/run/pin", "file:/run/pin", "file:///run/pin", "file://localhost/run/pin"] {
             let uri = strict(&format!("pkcs11:?pin-source={text}")).unwrap();
             assert!(uri.pin == Some(PinSource::File("/run/pin".into())), "{text}");
+        }
+    }
+
+    #[test]
+    fn reads_pin_sources_that_are_no_files() {
+        for (text, source) in [
+            ("env:PIN", PinSource::Variable("PIN".into())),
+            ("credential:hsm-pin", PinSource::Credential("hsm-pin".into())),
+            ("|pass%20show%20hsm", PinSource::Command("pass show hsm".into())),
+            ("%7Ccat", PinSource::Command("cat".into())),
+        ] {
+            let uri = strict(&format!("pkcs11:?pin-source={text}")).unwrap();
+            assert!(uri.pin == Some(source), "{text}");
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use keystead_plugin_api::{Code, Error, Isolation};
+use keystead_plugin_api::{Advice, Code, Error, Isolation};
 use tokio::sync::oneshot;
 
 use super::{
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     Description,
     failure::tame,
-    instance::{RawListing, Refusal},
+    instance::{RawListing, Refusal, believed},
     native::{ENTRIES_MAX, SCHEMA_MAX},
 };
 
@@ -82,12 +82,21 @@ impl Calls {
     /// How long all lanes of a store have been in calls to its keys of which none has come back: as long as the
     /// youngest of these. Neither its health nor what it says counts, which other threads may see to.
     pub(super) fn stuck_for(&self, store: &str, lanes: u32) -> Duration {
-        let ledger = self.ledger();
-        let of_store =
-            ledger.pending.values().filter(|call| call.about.key.is_some() && &*call.about.store == store);
-        let since: Vec<_> = of_store.map(|call| call.since).collect();
+        let since = self.since(store);
         let youngest = since.iter().max().filter(|_| since.len() >= lanes as usize);
         youngest.map(Instant::elapsed).unwrap_or_default()
+    }
+
+    /// How long the oldest call to a store's keys hasn't come back.
+    pub(super) fn longest(&self, store: &str) -> Duration {
+        self.since(store).iter().min().map(Instant::elapsed).unwrap_or_default()
+    }
+
+    /// When the calls to a store's keys were made that haven't come back.
+    fn since(&self, store: &str) -> Vec<Instant> {
+        let ledger = self.ledger();
+        let of_store = |call: &&Pending| call.about.key.is_some() && &*call.about.store == store;
+        ledger.pending.values().filter(of_store).map(|call| call.since).collect()
     }
 
     /// Adds a page to the listing that a call gives.
@@ -166,6 +175,7 @@ pub(super) enum Expects {
 #[derive(Debug)]
 pub(super) enum Given {
     Done,
+    Opened(Advice),
     Text(Option<String>),
     Loaded(Description),
     Health(u64),
@@ -228,7 +238,10 @@ impl Expects {
     /// What a reply gives; an error where it is none to this call.
     fn given(self, reply: Reply<'_>) -> Result<Given, String> {
         Ok(match (self, reply) {
-            (Self::Done | Self::Opened(_), Reply::Done) => Given::Done,
+            (Self::Done, Reply::Done) => Given::Done,
+            (Self::Opened(_), Reply::Opened { lanes, stuck_after }) => {
+                Given::Opened(believed(Advice { lanes, stuck_after }))
+            }
             (Self::Listing(listing), Reply::Done) => Given::Listing(listing),
             (Self::Confined, Reply::Confined(text)) => Given::Text(Some(tame(text.as_bytes(), 1024))),
             (Self::Group, Reply::Group(name)) => Given::Text(name.map(|name| tame(name.as_bytes(), 4096))),

@@ -21,7 +21,7 @@ use std::{
 };
 
 use keystead_plugin_api::{
-    Code, Error, Isolation,
+    Advice, Code, Error, Isolation,
     abi::{LANE_HOUSEKEEPING, LANE_INLINE},
     algorithm::Operation,
 };
@@ -237,10 +237,14 @@ impl Process {
             outbox: Arc::clone(&self.outbox),
         }));
         let opened = self.plugin(plugin).and_then(|plugin| Ok(plugin.open(side)?));
-        let opened = opened.map(|instance| {
+        let advice = opened.map(|instance| {
+            let advice = instance.advice();
             lock(&self.stores).insert(store, Arc::new(Held { instance, side }));
+            advice
         });
-        self.outbox.done(call, opened.as_ref().map(|()| Reply::Done));
+        let opened =
+            advice.as_ref().map(|&Advice { lanes, stuck_after }| Reply::Opened { lanes, stuck_after });
+        self.outbox.done(call, opened);
     }
 
     fn plugin(&self, number: u32) -> Result<Arc<Plugin>, Refusal> {

@@ -152,9 +152,9 @@ impl Link {
         let _ = lock(&self.child).kill(); // fails only where it is dead already
     }
 
-    /// How long all lanes of a store have been in calls to its keys of which none has come back; see [`Calls`].
-    pub(super) fn stuck_for(&self, store: &str, lanes: u32) -> Duration {
-        self.calls.stuck_for(store, lanes)
+    /// The calls that haven't come back.
+    pub(super) fn calls(&self) -> &Calls {
+        &self.calls
     }
 
     /// A number for a store.

@@ -286,7 +286,8 @@ impl Process {
         lock(&self.name).clone()
     }
 
-    pub(super) fn stuck_after(&self) -> Duration {
+    /// How long calls may hang, where that is configured.
+    pub(super) fn stuck_after(&self) -> Option<Duration> {
         self.surroundings.stuck_after
     }
 

@@ -3,14 +3,14 @@
 
 use std::{
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use keystead_plugin_api::{
-    Algorithm, CallClass,
+    Advice, Algorithm, CallClass,
     abi::{LANE_HOUSEKEEPING, LANE_INLINE},
     algorithm::Operation,
 };
@@ -28,7 +28,7 @@ use super::{
     wire::{Order, Work},
 };
 use crate::{
-    Class, Failure, Key, Limits, Load, Request,
+    Class, Failure, Key, Limits, Load, Request, Surroundings,
     instance::RawListing,
     services::{HostSide, Services},
     threads::{HOUSEKEEPING_DEADLINE, HOUSEKEEPING_QUEUE, hangs, late, shed, silent},
@@ -49,10 +49,20 @@ pub(crate) struct Remote {
     placed: Placed,
     services: &'static Services,
     limits: Limits,
-    lanes: Gate,
+    /// As the plugin's first advice made it.
+    settled: OnceLock<Settled>,
     housekeeping: Gate,
     phase: watch::Sender<Phase>,
+    /// Whether it was when it was asked last.
+    well: AtomicBool,
     closed: AtomicBool,
+}
+
+/// What follows from limits and advice.
+struct Settled {
+    lanes: Gate,
+    /// How long no call may come back while all lanes are in one.
+    stuck_after: Duration,
 }
 
 /// Where a store is in its life.
@@ -83,16 +93,18 @@ impl Remote {
     ) -> Result<Arc<Self>, Failure> {
         let remote = Arc::new(Self {
             name: name.into(),
-            lanes: Gate::new(0, limits.lanes, limits.queue),
+            settled: OnceLock::new(),
             housekeeping: Gate::new(LANE_HOUSEKEEPING, 1, HOUSEKEEPING_QUEUE),
             placed,
             services,
             limits,
             phase: watch::Sender::new(Phase::Opening),
+            well: AtomicBool::new(true),
             closed: AtomicBool::new(false),
         });
         remote.placed.process.admit(&remote);
-        let session = remote.begin().await?;
+        let (session, advice) = remote.begin().await?;
+        let _ = remote.settled.set(remote.settle(advice));
         remote.phase.send_replace(Phase::Open(session.clone()));
         tokio::spawn(keep(Arc::downgrade(&remote), session));
         Ok(remote)
@@ -115,12 +127,29 @@ impl Remote {
     }
 
     pub(crate) fn limits(&self) -> Limits {
-        Limits { lanes: self.lanes.lanes(), ..self.limits }
+        Limits { lanes: Some(self.lanes().lanes()), ..self.limits }
     }
 
     pub(crate) fn load(&self) -> Load {
-        let (busy, waiting) = self.lanes.load();
-        Load { busy, lanes: self.lanes.lanes(), waiting, queue: self.limits.queue }
+        let (busy, waiting) = self.lanes().load();
+        Load { busy, lanes: self.lanes().lanes(), waiting, queue: self.limits.queue }
+    }
+
+    fn settle(&self, advice: Advice) -> Settled {
+        let lanes = self.limits.lanes(advice.lanes, self.placed.description.lanes_max);
+        let stuck_after = self.placed.process.stuck_after().or(advice.stuck_after);
+        Settled {
+            lanes: Gate::new(0, lanes, self.limits.queue),
+            stuck_after: stuck_after.unwrap_or(Surroundings::STUCK_AFTER),
+        }
+    }
+
+    fn settled(&self) -> &Settled {
+        self.settled.get_or_init(|| self.settle(Advice::default())) // without advice only before it is open
+    }
+
+    fn lanes(&self) -> &Gate {
+        &self.settled().lanes
     }
 
     /// Lists the keys.
@@ -135,7 +164,9 @@ impl Remote {
     /// Asks how it is; answers the generation of the listing.
     pub(crate) async fn health(&self) -> Result<u64, Failure> {
         let (lane, session) = self.ready().await?;
-        match in_time::<_, _, Failure>(session.health(&self.name, lane)).await? {
+        let health = in_time::<_, _, Failure>(session.health(&self.name, lane)).await;
+        self.well.store(health.is_ok(), Ordering::Relaxed);
+        match health? {
             Given::Health(generation) => {
                 self.services.opened(); // whatever was presented meanwhile did no harm
                 Ok(generation)
@@ -154,7 +185,7 @@ impl Remote {
         request: Request<'_>,
     ) -> Result<Vec<u8>, Failure> {
         for _ in 0..2 {
-            let lane = self.lanes.enter(request.deadline).await.map_err(|error| self.no_lane(&error))?;
+            let lane = self.lanes().enter(request.deadline).await.map_err(|error| self.no_lane(&error))?;
             let Ok(session) = timeout_at(request.deadline.into(), self.session()).await else {
                 return Err(Failure::new(
                     Class::Deadline,
@@ -238,7 +269,7 @@ impl Remote {
     }
 
     /// Opens the store in the process that runs, or in a new one.
-    async fn begin(&self) -> Result<Session, StartError> {
+    async fn begin(&self) -> Result<(Session, Advice), StartError> {
         let Placed { process, file, .. } = &self.placed;
         let link = process.link().await?;
         let store = link.number();
@@ -248,22 +279,26 @@ impl Remote {
             let config = self.services.config().unwrap_or_default();
             let about = About::new("opening", &self.name);
             let order = |call| Order::Open { call, plugin, store, level: level(), config: &config };
-            link.call(Expects::Opened(store), None, about, 64 + config.len(), order)?.given().await?;
-            Ok::<_, StartError>(())
+            let given =
+                link.call(Expects::Opened(store), None, about, 64 + config.len(), order)?.given().await?;
+            Ok::<_, StartError>(if let Given::Opened(advice) = given { advice } else { Advice::default() })
         };
-        if let Err(error) = in_time::<_, _, StartError>(began).await {
-            if matches!(error, StartError::Died) {
-                link.gone().await; // its death has consequences: for PINs, for instance
+        let advice = match in_time::<_, _, StartError>(began).await {
+            Ok(advice) => advice,
+            Err(error) => {
+                if matches!(error, StartError::Died) {
+                    link.gone().await; // its death has consequences: for PINs, for instance
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
+        };
         self.services.opened();
-        Ok(Session { link: Arc::clone(&link), store })
+        Ok((Session { link: Arc::clone(&link), store }, advice))
     }
 
     /// Opens it again in a new process. A plugin may serve only what it has listed, so it lists its keys once more.
     async fn begin_again(&self) -> Result<Session, StartError> {
-        let session = self.begin().await?;
+        let (session, _) = self.begin().await?;
         in_time::<_, _, StartError>(session.list(&self.name, None)).await?;
         Ok(session)
     }
@@ -306,22 +341,24 @@ impl Remote {
         });
     }
 
-    /// Ends the process where all lanes are in calls and none has come back for too long.
+    /// Ends the process where calls hang too long: all that the lanes let through or, in a store that isn't well, any. A
+    /// library that a call hangs in can't be initialised anew, which may be all that helps.
     fn look_for_stuck_calls(&self, link: &Link) {
-        let limit = self.placed.process.stuck_after();
-        let (lanes, (busy, _)) = (self.lanes.lanes(), self.lanes.load());
-        if busy >= lanes && link.stuck_for(&self.name, lanes) >= limit {
+        let (limit, name) = (self.settled().stuck_after, &self.name);
+        let (lanes, (busy, _)) = (self.lanes().lanes(), self.lanes().load());
+        if busy >= lanes && link.calls().stuck_for(name, lanes) >= limit {
             link.condemn(format!(
-                "all {lanes} lanes of store `{}` were stuck in calls, and none came back for {limit:?}",
-                self.name
+                "all {lanes} lanes of store `{name}` were stuck in calls, and none came back for {limit:?}"
             ));
+        } else if !self.well.load(Ordering::Relaxed) && link.calls().longest(name) >= limit {
+            link.condemn(format!("store `{name}` was not well, and a call in it hung for {limit:?}"));
         }
     }
 }
 
 /// Opens a store again whenever its process has died. Ends with the store.
 async fn keep(remote: Weak<Remote>, mut session: Session) {
-    let Some(interval) = remote.upgrade().map(|remote| remote.placed.process.stuck_after() / LOOKS) else {
+    let Some(interval) = remote.upgrade().map(|remote| remote.settled().stuck_after / LOOKS) else {
         return;
     };
     loop {

@@ -163,6 +163,8 @@ pub(super) enum Reply<'a> {
     Health(u64),
     /// A signature or plaintext.
     Result(#[serde(with = "serde_bytes")] &'a [u8]),
+    /// A store is open, and what its plugin advises for it.
+    Opened { lanes: Option<u32>, stuck_after: Option<Duration> },
 }
 
 /// A plugin's description.

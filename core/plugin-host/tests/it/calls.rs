@@ -81,7 +81,7 @@ async fn when_all_lanes_hang_calls_wait_and_then_are_shed_and_late_answers_are_i
     let mut gate = Gate::new();
     let keys = [plan("stuck", "blocking", gate.deed()), plan("good", "blocking", json!("behave"))];
     let store = rig.store_with("sheds", json!({"keys": keys}), |spec| {
-        spec.limits = Limits { lanes: 1, queue: 2 };
+        spec.limits = Limits { lanes: Some(1), queue: 2 };
     });
     let listing = opened(&store).await;
     let good = key(&listing, "good");
@@ -133,10 +133,10 @@ async fn calls_on_one_lane_never_overlap() {
     let rig = Rig::new();
     let keys = [plan("slow", "blocking", json!({"slow": 1}))];
     let store = rig.store_with("lanes", json!({"keys": keys}), |spec| {
-        spec.limits = Limits { lanes: 16, queue: 256 };
+        spec.limits = Limits { lanes: Some(16), queue: 256 };
     });
     let listing = opened(&store).await;
-    assert_eq!(store.limits().lanes, 4, "the plugin can use no more");
+    assert_eq!(store.limits().lanes, Some(4), "the plugin can use no more");
     let slow = key(&listing, "slow");
     let calls: Vec<_> = (0..100).map(|_| spawn_sign(&store, &slow, "lanes-never", PATIENCE)).collect();
     for call in calls {

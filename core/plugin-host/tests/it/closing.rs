@@ -89,7 +89,7 @@ async fn a_plugin_that_hangs_in_health_hears_of_its_closing_afterwards_and_of_no
         {"name": "good", "class": "blocking"},
     ]);
     let config = json!({"keys": keys, "health": healed.deed(), "close": closed.deed()});
-    let store = rig.store_with("sick", config, |spec| spec.limits = Limits { lanes: 1, queue: 1 });
+    let store = rig.store_with("sick", config, |spec| spec.limits = Limits { lanes: Some(1), queue: 1 });
     let listing = opened(&store).await;
     let stuck = spawn_sign(&store, &key(&listing, "stuck"), "", PATIENCE);
     freed.reached();

@@ -83,11 +83,11 @@ fn deadly(spec: &mut StoreSpec, name: &str) {
     spec.plugin = "deadly".to_owned();
     spec.isolation = Some(Isolation::Process);
     spec.secrets = Box::new(Known([("pin", "right")].into()));
-    spec.limits = Limits { lanes: 1, queue: 16 };
+    spec.limits = Limits { lanes: Some(1), queue: 16 };
     spec.verify_signatures = VerifySignatures::Always;
     spec.surroundings.group = Some(name.to_owned());
     spec.surroundings.memory = 128 << 20;
-    spec.surroundings.stuck_after = STUCK_AFTER;
+    spec.surroundings.stuck_after = Some(STUCK_AFTER);
 }
 
 /// A store that does deeds.

@@ -1,5 +1,5 @@
-//! `examples/plugin-c`: what vendors start from passes what every plugin must, by three compilers, and under a
-//! sanitizer of memory.
+//! `examples/plugin-c`: what vendors start from passes what every plugin must, by three compilers, under a sanitizer of
+//! memory, and in a process of its own.
 
 use std::{
     env, fs,
@@ -12,7 +12,7 @@ use keystead_plugin_api::{
     Code,
     conformance::{self, Subject},
 };
-use keystead_plugin_host::testing::{self, PluginDir};
+use keystead_plugin_host::testing::{self, InProcess, PluginDir};
 use openssl::{
     bn::{BigNum, BigNumContext},
     ec::{EcGroup, EcKey, EcPoint},
@@ -51,7 +51,11 @@ impl Built {
 
 /// A store of two keys of the seed in a directory.
 fn subject(directory: &Path, library: &Path) -> Subject {
-    Subject::new(testing::table(library))
+    configured(Subject::new(testing::table(library)), directory)
+}
+
+fn configured(subject: Subject, directory: &Path) -> Subject {
+    subject
         .config(json!({"seed": directory.join("seed.pem"), "keys": ["www.example.net", "api"]}))
         .secret("passphrase", passphrase(directory).as_bytes())
 }
@@ -65,6 +69,13 @@ fn passes_every_case_by_whichever_compiler() {
     for compiler in [&["CC=gcc"][..], &["CC=clang"], &["CC=g++", "STANDARD=-x c++ -std=c++20"]] {
         conformance::run(&Built::with(compiler).subject());
     }
+}
+
+#[test]
+fn passes_every_case_in_a_process_of_its_own() {
+    let built = Built::with(&[]);
+    let door = InProcess::load(&built.library);
+    conformance::run(&configured(Subject::behind(door), built.directory.path()));
 }
 
 #[test]

@@ -230,7 +230,7 @@ async fn a_process_whose_every_call_hangs_is_ended_and_started_anew() {
     let (rig, place) = (Rig::with_processes(), Place::new());
     let store = rig.store_with("stuck", place.config(&json!("hang")), |spec| {
         in_process(spec);
-        spec.surroundings.stuck_after = Duration::from_secs(1);
+        spec.surroundings.stuck_after = Some(Duration::from_secs(1));
     });
     let listing = opened(&store).await;
     let brief = Duration::from_millis(50);
@@ -244,6 +244,49 @@ async fn a_process_whose_every_call_hangs_is_ended_and_started_anew() {
         death.contains("all 2 lanes of store `stuck` were stuck in calls, and none came back for 1s"),
         "{death}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_hangs_in_a_store_that_is_not_well_is_ended_though_lanes_are_free() {
+    let (rig, place) = (Rig::with_processes(), Place::new());
+    let mut config = place.config(&json!("hang"));
+    config["health"] = json!({"fail": 7});
+    config["advice"] = json!([2, 1000]);
+    let store = rig.store_with("sick", config, in_process);
+    let listing = opened(&store).await;
+    let brief = Duration::from_millis(50);
+    let failure = sign(&store, &key(&listing, "ill"), "sick1", brief).await.unwrap_err();
+    assert_eq!(failure.class, Class::Deadline);
+    store.health().await.unwrap_err();
+    let last_death = || rig.host.processes().remove(0).last_death;
+    until("the process is ended", || last_death().is_some()).await;
+    let death = last_death().unwrap();
+    assert!(death.contains("store `sick` was not well, and a call in it hung for 1s"), "{death}");
+    sign(&store, &key(&listing, "well"), "sick2", PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_advises_lanes_and_the_configuration_has_the_last_word() {
+    let (rig, place) = (Rig::with_processes(), Place::new());
+    for (number, isolation) in [Isolation::Inline, Isolation::Process].into_iter().enumerate() {
+        for (configured, advised, lanes) in [
+            (None, json!([3, 0]), 3),
+            (Some(2), json!([3, 0]), 2),
+            (None, json!([99, 0]), 4),
+            (None, json!([0, 0]), 4),
+            (None, Value::Null, 4),
+        ] {
+            let mut config = place.config(&json!("behave"));
+            config["advice"] = advised.clone();
+            let store = rig.store_with(&format!("advised{number}"), config, |spec| {
+                spec.isolation = Some(isolation);
+                spec.limits.lanes = configured;
+            });
+            store.open().await.unwrap();
+            assert_eq!(store.load().lanes, lanes, "{isolation:?} {configured:?} {advised}: it can use 4");
+            store.close(PATIENCE).await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -68,7 +68,7 @@ impl Rig {
             plugin: "hostile".to_owned(),
             config,
             secrets: Box::new(Known::default()),
-            limits: Limits { lanes: 2, queue: 4 },
+            limits: Limits { lanes: Some(2), queue: 4 },
             verify_signatures: VerifySignatures::Always,
             isolation: None,
             surroundings: Surroundings::default(),

@@ -82,15 +82,16 @@ async fn an_answer_of_another_kind_is_a_violation_and_the_call_is_let_go() {
         || Expects::Listing(RawListing::default()),
         || Expects::Result(8),
     ];
-    let replies: [fn() -> Reply<'static>; 6] = [
+    let replies: [fn() -> Reply<'static>; 7] = [
         || Reply::Done,
+        || Reply::Opened { lanes: None, stuck_after: None },
         || Reply::Confined(""),
         || Reply::Loaded(described()),
         || Reply::Group(None),
         || Reply::Health(0),
         || Reply::Result(b""),
     ];
-    let fitting = [&[0, 1, 6][..], &[2], &[3], &[4], &[5], &[7]];
+    let fitting = [&[0, 6][..], &[1], &[2], &[3], &[4], &[5], &[7]];
     for (number, expects) in expected.iter().enumerate() {
         for (reply, fitting) in replies.iter().zip(fitting) {
             let calls = Calls::default();
@@ -195,7 +196,7 @@ fn a_store_that_is_open_when_nobody_waits_for_it_any_more_is_to_be_closed() {
         drop(answer);
         calls.done(call, outcome)
     };
-    assert_eq!(opened(Ok(Reply::Done)), Ok(Some(9)));
+    assert_eq!(opened(Ok(Reply::Opened { lanes: None, stuck_after: None })), Ok(Some(9)));
     let refusal = Refusal::new(Code::Credentials, "no");
     assert_eq!(opened(Err(Fault::from(&refusal))), Ok(None), "it isn't open");
     let calls = Calls::default();

@@ -47,7 +47,7 @@ pub(super) fn read(
         groups: entry.read("groups", table::some(account))?.unwrap_or_default(),
         memory: limits.read("memory", memory)?.unwrap_or(default.memory),
         core_dumps: entry.read("core_dumps", table::boolean)?.unwrap_or(default.core_dumps),
-        stuck_after: limits.read("stuck_after", table::duration(STUCK_AFTER))?.unwrap_or(default.stuck_after),
+        stuck_after: limits.read("stuck_after", table::duration(STUCK_AFTER))?,
     };
     Ok((isolation.or(wants_one.then_some(Isolation::Process)), surroundings))
 }

@@ -92,7 +92,7 @@ fn a_native_entry_has_every_option() {
         groups: vec!["g".into(), "20".into()],
         memory: 64 << 20,
         core_dumps: true,
-        stuck_after: Duration::from_secs(90),
+        stuck_after: Some(Duration::from_secs(90)),
     };
     assert_eq!(store.surroundings, surroundings);
     let path = "private_key_stores[0]";

@@ -23,8 +23,8 @@ use std::{
 };
 
 use keystead_plugin_api::{
-    Algorithm, Backend, Call, Code, Description, Error, Finding, Health, Host, Isolation, Lane, Listing,
-    Output, Severity,
+    Advice, Algorithm, Backend, Call, Code, Description, Error, Finding, Health, Host, Isolation, Lane,
+    Listing, Output, Severity,
     abi::{BackendTable, Context, KeyPage, Report},
     kit,
 };
@@ -59,6 +59,8 @@ struct Config {
     close: Deed,
     /// A token to log in to when opening.
     login: Option<Login>,
+    /// Lanes, and milliseconds that they may hang, to advise.
+    advice: Option<(u32, u64)>,
 }
 
 impl Default for Config {
@@ -73,6 +75,7 @@ impl Default for Config {
             health: Deed::Behave,
             close: Deed::Behave,
             login: None,
+            advice: None,
         }
     }
 }
@@ -177,6 +180,15 @@ impl Backend for Hostile {
         _out: &mut Output<'_>,
     ) -> Result<(), Error> {
         Err(Error::unsupported(algorithm))
+    }
+
+    fn advice(&self) -> Advice {
+        match self.config.advice {
+            Some((lanes, stuck_after)) => {
+                Advice { lanes: Some(lanes), stuck_after: Some(Duration::from_millis(stuck_after)) }
+            }
+            None => Advice::default(),
+        }
     }
 
     fn health(&self, _call: &Call<'_>) -> Result<Health, Error> {
