@@ -12,7 +12,7 @@ use keystead_plugin_api::{Advice, Code, Error, Isolation};
 use tokio::sync::oneshot;
 
 use super::{
-    gate::Lane,
+    gate::Place,
     lock,
     wire::{self, Described, Entry, Fault, PAGE, Remark, Reply},
 };
@@ -40,14 +40,14 @@ struct Ledger {
 
 /// A call that hasn't come back.
 struct Pending {
-    answer: oneshot::Sender<Result<Given, Refusal>>,
+    answer: oneshot::Sender<Result<Given, CallError>>,
     expects: Expects,
     about: About,
     since: Instant,
     /// What its listing holds so far, in bytes.
     listed: usize,
     /// Given back when the call comes back, or the process is gone.
-    _lane: Option<Lane>,
+    place: Option<Place>,
 }
 
 impl Calls {
@@ -59,11 +59,11 @@ impl Calls {
     pub(super) fn begin(
         &self,
         expects: Expects,
-        lane: Option<Lane>,
+        place: Option<Place>,
         about: About,
     ) -> Result<(u64, Answer), CallError> {
         let (answer, given) = oneshot::channel();
-        let pending = Pending { answer, expects, about, since: Instant::now(), listed: 0, _lane: lane };
+        let pending = Pending { answer, expects, about, since: Instant::now(), listed: 0, place };
         let mut ledger = self.ledger();
         if ledger.closed {
             return Err(CallError::Gone);
@@ -79,24 +79,15 @@ impl Calls {
         self.ledger().pending.remove(&call);
     }
 
-    /// How long all lanes of a store have been in calls to its keys of which none has come back: as long as the
-    /// youngest of these. Neither its health nor what it says counts, which other threads may see to.
-    pub(super) fn stuck_for(&self, store: &str, lanes: u32) -> Duration {
-        let since = self.since(store);
-        let youngest = since.iter().max().filter(|_| since.len() >= lanes as usize);
-        youngest.map(Instant::elapsed).unwrap_or_default()
-    }
-
-    /// How long the oldest call to a store's keys hasn't come back.
-    pub(super) fn longest(&self, store: &str) -> Duration {
-        self.since(store).iter().min().map(Instant::elapsed).unwrap_or_default()
-    }
-
-    /// When the calls to a store's keys were made that haven't come back.
-    fn since(&self, store: &str) -> Vec<Instant> {
+    /// For how long there have been so many calls to a store's keys that haven't come back. Neither its health nor what
+    /// it says counts, which other threads may see to.
+    pub(super) fn pending_for(&self, store: &str, calls: u32) -> Duration {
         let ledger = self.ledger();
         let of_store = |call: &&Pending| call.about.key.is_some() && &*call.about.store == store;
-        ledger.pending.values().filter(of_store).map(|call| call.since).collect()
+        let mut since: Vec<_> = ledger.pending.values().filter(of_store).map(|call| call.since).collect();
+        since.sort_unstable();
+        let last = since.get((calls as usize).saturating_sub(1));
+        last.map(Instant::elapsed).unwrap_or_default()
     }
 
     /// Adds a page to the listing that a call gives.
@@ -130,7 +121,7 @@ impl Calls {
         };
         let opened = if let Expects::Opened(store) = expects { Some(store) } else { None };
         let given = match outcome {
-            Err(fault) => Err(fault.into_refusal()),
+            Err(fault) => Err(fault.into_refusal().into()),
             Ok(reply) => Ok(expects.given(reply)?),
         };
         let abandoned = answer.send(given).is_err_and(|given| given.is_ok());
@@ -146,14 +137,33 @@ impl Calls {
         };
         let last = pending.iter().max_by_key(|(call, _)| **call);
         let others = pending.len().saturating_sub(1);
-        last.map(|(_, last)| match others {
+        let last = last.map(|(_, last)| match others {
             0 => last.about.to_string(),
             others => format!("{} ({others} other calls in flight)", last.about),
-        })
+        });
+        release(pending);
+        last
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         lock(&self.0)
+    }
+}
+
+/// Lets go of calls. Those of one gate take its lanes in the order they were made, so that of many only the first can
+/// have had a part in what happened.
+fn release(pending: HashMap<u64, Pending>) {
+    let mut pending: Vec<_> = pending.into_iter().collect();
+    pending.sort_unstable_by_key(|(call, _)| *call);
+    let mut begun: HashMap<_, u32> = HashMap::new();
+    for (_, Pending { answer, place, .. }) in pending {
+        let before = place.as_ref().map(|place| begun.entry(place.gate()).or_default());
+        let waited = before.zip(place.as_ref()).is_some_and(|(before, place)| {
+            *before += 1;
+            *before > place.lanes()
+        });
+        // Whoever has given up needs no answer.
+        let _ = answer.send(Err(if waited { CallError::Waited } else { CallError::Gone }));
     }
 }
 
@@ -202,13 +212,15 @@ impl fmt::Display for About {
 }
 
 /// What comes of a call.
-pub(super) struct Answer(oneshot::Receiver<Result<Given, Refusal>>);
+pub(super) struct Answer(oneshot::Receiver<Result<Given, CallError>>);
 
 /// Why a call gave nothing.
 #[derive(Debug)]
 pub(super) enum CallError {
-    /// The process is gone.
+    /// The process is gone, maybe for this call.
     Gone,
+    /// The process is gone, and the call had not begun.
+    Waited,
     /// What the plugin answered.
     Refused(Refusal),
 }
@@ -221,10 +233,7 @@ impl From<Refusal> for CallError {
 
 impl Answer {
     pub(super) async fn given(self) -> Result<Given, CallError> {
-        match self.0.await {
-            Ok(given) => given.map_err(CallError::Refused),
-            Err(_) => Err(CallError::Gone),
-        }
+        self.0.await.unwrap_or(Err(CallError::Gone))
     }
 }
 
@@ -240,7 +249,7 @@ impl Expects {
         Ok(match (self, reply) {
             (Self::Done, Reply::Done) => Given::Done,
             (Self::Opened(_), Reply::Opened { lanes, stuck_after }) => {
-                Given::Opened(believed(Advice { lanes, stuck_after }))
+                Given::Opened(believed(Advice { lanes: Some(lanes), stuck_after }))
             }
             (Self::Listing(listing), Reply::Done) => Given::Listing(listing),
             (Self::Confined, Reply::Confined(text)) => Given::Text(Some(tame(text.as_bytes(), 1024))),
@@ -291,7 +300,7 @@ fn described(said: &Described<'_>) -> Result<Description, String> {
 impl From<CallError> for crate::Failure {
     fn from(error: CallError) -> Self {
         match error {
-            CallError::Gone => {
+            CallError::Gone | CallError::Waited => {
                 Error::new(Code::Unavailable, "the plugin's process died during the call").into()
             }
             CallError::Refused(refusal) => refusal.into(),

@@ -33,7 +33,7 @@ use super::{
     wire::{self, Described, Frame, Inbox, Message, Order, Reply, Told},
 };
 use crate::{
-    Class, Failure,
+    Class, Failure, Limits,
     instance::{Call, Instance, Refusal},
     lanes::Lanes,
     load::{Opened, Plugin},
@@ -118,13 +118,20 @@ struct Process {
 struct Held {
     instance: Arc<dyn Instance>,
     side: &'static Afar,
+    /// For calls to its blocking keys. How many wait for them is the host's to bound.
+    lanes: Lanes,
+    /// For listings and health.
+    housekeeping: Lanes,
 }
+
+/// As many as the host lets through.
+const UNBOUNDED: usize = usize::MAX >> 1;
 
 impl Process {
     fn new(socket: UnixStream) -> io::Result<Arc<Self>> {
         let outbox = Arc::new(Outbox::new(socket));
         // As many threads as calls; how many of those there are is the host's to bound.
-        let workers = Lanes::new("plugins", 0, u32::MAX, usize::MAX >> 1);
+        let workers = Lanes::new("plugins", 0, u32::MAX, UNBOUNDED);
         let processors = thread::available_parallelism().map_or(1, NonZero::get);
         Ok(Arc::new(Self {
             outbox,
@@ -164,9 +171,9 @@ impl Process {
                 let config = Zeroizing::new(config.to_vec());
                 self.work(move |process| process.group(call, plugin, &config));
             }
-            Order::Open { call, plugin, store, level, config } => {
+            Order::Open { call, plugin, store, level, lanes, config } => {
                 let config = Zeroizing::new(config.to_vec());
-                self.work(move |process| process.open(call, plugin, store, level, config));
+                self.work(move |process| process.open(call, plugin, (store, level), lanes, config));
             }
             Order::Keys { call, store, nanos_left } => self.with(call, store, move |process, held| {
                 process.list(call, held, deadline(nanos_left));
@@ -179,10 +186,10 @@ impl Process {
                 })
             }
             Order::Perform { call, store, work } => match lock(&self.stores).get(&store).cloned() {
-                Some(held) if work.lane == LANE_INLINE => brief.push(Task::new(call, held, &work)),
+                Some(held) if work.inline => brief.push(Task::new(call, held, &work)),
                 Some(held) => {
-                    let task = Task::new(call, held, &work);
-                    self.work(move |process| process.outbox.send(task.run()));
+                    let (process, task) = (Arc::clone(self), Task::new(call, Arc::clone(&held), &work));
+                    held.lanes.submit_regardless(Box::new(move |lane| process.outbox.send(task.run(lane))));
                 }
                 None => self.outbox.done(call, Err(&no_such("store"))),
             },
@@ -198,10 +205,13 @@ impl Process {
         self.workers.submit_regardless(Box::new(move |_| job(&process)));
     }
 
-    /// Likewise, with a store.
+    /// Likewise, on the housekeeping lane of a store.
     fn with(self: &Arc<Self>, call: u64, store: u32, job: impl FnOnce(&Arc<Self>, &Held) + Send + 'static) {
         match lock(&self.stores).get(&store).cloned() {
-            Some(held) => self.work(move |process| job(process, &held)),
+            Some(held) => {
+                let (process, own) = (Arc::clone(self), Arc::clone(&held));
+                held.housekeeping.submit_regardless(Box::new(move |_| job(&process, &own)));
+            }
             None => self.outbox.done(call, Err(&no_such("store"))),
         }
     }
@@ -229,21 +239,31 @@ impl Process {
         self.outbox.done(call, group.as_ref().map(|group| Reply::Group(group.as_deref())));
     }
 
-    fn open(&self, call: u64, plugin: u32, store: u32, level: u32, config: Zeroizing<Vec<u8>>) {
+    fn open(
+        &self,
+        call: u64,
+        plugin: u32,
+        (store, level): (u32, u32),
+        lanes: Option<u32>,
+        config: Zeroizing<Vec<u8>>,
+    ) {
         let side: &'static Afar = Box::leak(Box::new(Afar {
             store,
             level: AtomicU32::new(level),
             config: Mutex::new(Some(config)),
             outbox: Arc::clone(&self.outbox),
         }));
-        let opened = self.plugin(plugin).and_then(|plugin| Ok(plugin.open(side)?));
-        let advice = opened.map(|instance| {
-            let advice = instance.advice();
-            lock(&self.stores).insert(store, Arc::new(Held { instance, side }));
-            advice
+        let opened = self.plugin(plugin).and_then(|plugin| {
+            let instance = plugin.open(side)?;
+            let Advice { lanes: advised, stuck_after } = instance.advice();
+            let lanes = Limits { lanes, queue: UNBOUNDED }.lanes(advised, plugin.description.lanes_max);
+            let (lanes_of, one) = (Lanes::new("lane", 0, lanes, UNBOUNDED), 1);
+            let housekeeping = Lanes::new("housekeeping", LANE_HOUSEKEEPING, one, UNBOUNDED);
+            let held = Held { instance, side, lanes: lanes_of, housekeeping };
+            lock(&self.stores).insert(store, Arc::new(held));
+            Ok((lanes, stuck_after))
         });
-        let opened =
-            advice.as_ref().map(|&Advice { lanes, stuck_after }| Reply::Opened { lanes, stuck_after });
+        let opened = opened.as_ref().map(|&(lanes, stuck_after)| Reply::Opened { lanes, stuck_after });
         self.outbox.done(call, opened);
     }
 
@@ -268,7 +288,7 @@ impl Process {
             self.work(move |process| {
                 let (mut answers, mut since) = (Vec::new(), Instant::now());
                 for task in some {
-                    answers.extend(task.run());
+                    answers.extend(task.run(LANE_INLINE));
                     if since.elapsed() > HELD_BACK {
                         process.outbox.send(answers.drain(..));
                         since = Instant::now();
@@ -297,7 +317,6 @@ struct Task {
     held: Arc<Held>,
     operation: Operation,
     algorithm: u32,
-    lane: u32,
     deadline: Option<Instant>,
     capacity: usize,
     key: Vec<u8>,
@@ -312,7 +331,6 @@ impl Task {
             held,
             operation: work.operation(),
             algorithm: work.algorithm,
-            lane: work.lane,
             deadline: deadline(work.nanos_left),
             capacity: work.capacity as usize,
             key: work.key.to_vec(),
@@ -321,10 +339,16 @@ impl Task {
         }
     }
 
-    /// Makes the call; answers with the frame of its answer.
-    fn run(self) -> Option<Frame> {
+    /// Makes the call; answers with the frame of its answer. Where nobody waits any more, the device is spared it.
+    fn run(self, lane: u32) -> Option<Frame> {
+        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return answer(
+                self.call,
+                Err(&Refusal::new(Code::Deadline, "every lane was busy until the deadline")),
+            );
+        }
         let mut out = vec![0; self.capacity];
-        let context = Call { lane: self.lane, deadline: self.deadline, request_id: &self.request_id };
+        let context = Call { lane, deadline: self.deadline, request_id: &self.request_id };
         let done = self.held.instance.perform(
             &context,
             self.operation,

@@ -9,6 +9,7 @@ use std::{
 
 use keystead_plugin_api::{
     Algorithm, Code, Error, Health, Key, Listing,
+    abi::LANE_INLINE,
     algorithm::Operation,
     conformance::{Described, Door, Failure, Opened, Record, Request, TestHost},
 };
@@ -94,7 +95,7 @@ impl Door for InProcess {
         let side: &'static Side = Box::leak(Box::new(Side(host)));
         self.link.attach(store, side);
         let config = host.config().to_string().into_bytes();
-        let order = |call| Order::Open { call, plugin, store, level: 5, config: &config };
+        let order = |call| Order::Open { call, plugin, store, level: 5, lanes: None, config: &config };
         ask(&self.link, Expects::Opened(store), order).map_err(|refusal| refusal.error)?;
         Ok(Arc::new(Store { link: Arc::clone(&self.link), store }))
     }
@@ -126,7 +127,7 @@ impl Opened for Store {
             request.time.map_or(u64::MAX, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
         let work = Work {
             decrypt: operation == Operation::Decrypt,
-            lane: request.lane,
+            inline: request.lane == LANE_INLINE,
             nanos_left,
             algorithm: request.algorithm,
             capacity: u32::try_from(request.capacity).unwrap_or(u32::MAX),
@@ -161,7 +162,7 @@ fn ask<'o>(link: &Link, expects: Expects, order: impl FnOnce(u64) -> Order<'o>) 
     let given = answer.and_then(|answer| RUNTIME.block_on(answer.given()));
     given.map_err(|error| match error {
         CallError::Refused(refusal) => refusal,
-        CallError::Gone => Refusal::new(Code::Internal, "the process has died"),
+        CallError::Gone | CallError::Waited => Refusal::new(Code::Internal, "the process has died"),
     })
 }
 

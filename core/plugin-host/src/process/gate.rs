@@ -1,134 +1,108 @@
-//! The lanes of a store whose plugin is in another process: who has one may make a call, a bounded number waits.
+//! Who may make a call to a store in another process. Its lanes, and the queue for them, are over there, so that a lane
+//! which gets free has its next call at once; bounded here is how many calls are over there.
 
 use std::{
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout_at,
-};
-
-use super::lock;
-use crate::waiting::Waiting;
-
-/// Lanes, numbered from `first`.
+/// Places for the calls to one store: one for each lane, and for those that wait.
 pub(super) struct Gate {
     lanes: u32,
-    queue: usize,
-    permits: Arc<Semaphore>,
-    free: Arc<Mutex<Vec<u32>>>,
-    waiting: AtomicUsize,
+    places: usize,
+    taken: Arc<Taken>,
 }
 
-/// The right to make one call at a time, given back when dropped: not before that call has come back.
-pub(super) struct Lane {
-    number: u32,
-    free: Arc<Mutex<Vec<u32>>>,
-    _permit: OwnedSemaphorePermit,
+struct Taken {
+    places: AtomicUsize,
+    since: Instant,
+    /// When a place was given back last, in milliseconds after `since`.
+    returned: AtomicU64,
 }
 
-/// Why there is no lane.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum NoLane {
-    /// As many wait already as may.
-    Full,
-    /// The deadline came first.
-    Late,
+/// The right to have a call over there, given back when dropped: not before that call has come back.
+pub(super) struct Place {
+    lanes: u32,
+    taken: Arc<Taken>,
 }
 
 impl Gate {
-    pub(super) fn new(first: u32, lanes: u32, queue: usize) -> Self {
-        let lanes = lanes.max(1);
-        let free = (0..lanes).rev().map(|lane| first.saturating_add(lane)).collect();
-        Self {
-            lanes,
-            queue,
-            permits: Arc::new(Semaphore::new(lanes as usize)),
-            free: Arc::new(Mutex::new(free)),
-            waiting: AtomicUsize::new(0),
-        }
+    pub(super) fn new(lanes: u32, queue: usize) -> Self {
+        let taken = Taken { places: AtomicUsize::new(0), since: Instant::now(), returned: AtomicU64::new(0) };
+        Self { lanes, places: (lanes as usize).saturating_add(queue), taken: Arc::new(taken) }
     }
 
     pub(super) fn lanes(&self) -> u32 {
         self.lanes
     }
 
-    /// How many lanes are taken, and how many wait for one.
+    /// A place, unless all are taken.
+    pub(super) fn enter(&self) -> Option<Place> {
+        let entered = self.taken.places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
+            (taken < self.places).then_some(taken + 1)
+        });
+        entered.is_ok().then(|| Place { lanes: self.lanes, taken: Arc::clone(&self.taken) })
+    }
+
+    /// How many lanes are at work, and how many calls wait for one.
     pub(super) fn load(&self) -> (u32, usize) {
-        let free = u32::try_from(self.permits.available_permits()).unwrap_or(u32::MAX);
-        (self.lanes.saturating_sub(free), self.waiting.load(Ordering::Relaxed))
+        let taken = self.taken.places.load(Ordering::Relaxed);
+        let busy = u32::try_from(taken).unwrap_or(u32::MAX).min(self.lanes);
+        (busy, taken - busy as usize)
     }
 
-    /// A lane, at once or until the deadline.
-    pub(super) async fn enter(&self, deadline: Instant) -> Result<Lane, NoLane> {
-        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
-            return Ok(self.lane(permit));
-        }
-        let _waiting = Waiting::join(&self.waiting, self.queue).ok_or(NoLane::Full)?;
-        match timeout_at(deadline.into(), Arc::clone(&self.permits).acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(self.lane(permit)),
-            _ => Err(NoLane::Late),
-        }
-    }
-
-    fn lane(&self, permit: OwnedSemaphorePermit) -> Lane {
-        // There are as many numbers as permits: whoever holds a permit finds one.
-        let number = lock(&self.free).pop().unwrap_or_default();
-        Lane { number, free: Arc::clone(&self.free), _permit: permit }
+    /// How long no call has come back.
+    pub(super) fn silent_for(&self) -> Duration {
+        let returned = Duration::from_millis(self.taken.returned.load(Ordering::Relaxed));
+        self.taken.since.elapsed().saturating_sub(returned)
     }
 }
 
-impl Lane {
-    pub(super) fn number(&self) -> u32 {
-        self.number
+impl Place {
+    /// What tells its gate from others.
+    pub(super) fn gate(&self) -> usize {
+        Arc::as_ptr(&self.taken).addr()
+    }
+
+    /// How many lanes the calls are for.
+    pub(super) fn lanes(&self) -> u32 {
+        self.lanes
     }
 }
 
-impl Drop for Lane {
+impl Drop for Place {
     fn drop(&mut self) {
-        // Before the permit, which is dropped after this.
-        lock(&self.free).push(self.number);
+        let now = u64::try_from(self.taken.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.taken.returned.store(now, Ordering::Relaxed);
+        self.taken.places.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(5)
-    }
-
-    #[tokio::test]
-    async fn no_two_hold_the_same_lane_and_what_is_too_many_is_turned_away() {
-        let gate = Gate::new(7, 2, 1);
-        let (one, other) = (gate.enter(soon()).await.unwrap(), gate.enter(soon()).await.unwrap());
-        assert_eq!([one.number(), other.number()], [7, 8]);
-        assert_eq!(gate.load(), (2, 0));
-        let mut waiting = Box::pin(gate.enter(soon()));
-        tokio::select! {
-            biased;
-            _ = &mut waiting => panic!("there is no third lane"),
-            () = std::future::ready(()) => {}
-        }
+    #[test]
+    fn as_many_are_let_through_as_work_and_wait() {
+        let gate = Gate::new(2, 1);
+        let places: Vec<_> = (0..3).map(|_| gate.enter().unwrap()).collect();
         assert_eq!(gate.load(), (2, 1));
-        assert_eq!(gate.enter(soon()).await.err(), Some(NoLane::Full));
-        drop(other);
-        assert_eq!(waiting.await.unwrap().number(), 8);
+        assert!(gate.enter().is_none());
+        drop(places);
+        assert_eq!(gate.load(), (0, 0));
+        assert!(gate.enter().is_some());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn who_waits_in_vain_is_told_at_the_deadline() {
-        let gate = Gate::new(0, 1, 8);
-        let _held = gate.enter(soon()).await.unwrap();
-        assert_eq!(gate.enter(soon()).await.err(), Some(NoLane::Late));
-        assert_eq!(gate.load(), (1, 0));
+    #[test]
+    fn what_comes_back_ends_a_silence() {
+        let gate = Gate::new(1, 0);
+        std::thread::sleep(Duration::from_millis(20));
+        let before = gate.silent_for();
+        assert!(before >= Duration::from_millis(20));
+        drop(gate.enter());
+        assert!(gate.silent_for() < before);
     }
 }

@@ -31,7 +31,7 @@ use super::{
     calls::{About, Answer, CallError, Calls, Expects, Given},
     crash::{self, Crash, Death},
     desk::{Desk, Next},
-    gate::Lane,
+    gate::Place,
     launch::Launched,
     lock,
     quota::Quota,
@@ -190,7 +190,7 @@ impl Link {
     pub(super) fn call<'o>(
         &self,
         expects: Expects,
-        lane: Option<Lane>,
+        place: Option<Place>,
         about: About,
         size: usize,
         order: impl FnOnce(u64) -> Order<'o>,
@@ -198,7 +198,7 @@ impl Link {
         if self.is_closed() {
             return Err(CallError::Gone);
         }
-        let (call, answer) = self.calls.begin(expects, lane, about)?;
+        let (call, answer) = self.calls.begin(expects, place, about)?;
         match wire::frame(&order(call), size) {
             Ok(frame) => self.post(frame),
             Err(message) => {

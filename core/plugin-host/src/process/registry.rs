@@ -183,7 +183,7 @@ pub(crate) async fn describe(launcher: &Launcher, file: &PluginFile) -> Result<D
 async fn load(link: &Arc<Link>, file: &PluginFile) -> Result<(u32, Description), Failure> {
     match timeout(LOAD_DEADLINE, link.load(file)).await {
         Ok(loaded) => loaded.map_err(|error| match error {
-            CallError::Gone => Failure::new(
+            CallError::Gone | CallError::Waited => Failure::new(
                 Class::Unavailable,
                 format!("the process died while plugin `{}` was loaded", file.name),
             ),
@@ -448,7 +448,7 @@ impl From<Failure> for StartError {
 impl From<CallError> for StartError {
     fn from(error: CallError) -> Self {
         match error {
-            CallError::Gone => Self::Died,
+            CallError::Gone | CallError::Waited => Self::Died,
             CallError::Refused(refusal) => Self::Failed(refusal.into()),
         }
     }

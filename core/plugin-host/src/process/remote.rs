@@ -9,11 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use keystead_plugin_api::{
-    Advice, Algorithm, CallClass,
-    abi::{LANE_HOUSEKEEPING, LANE_INLINE},
-    algorithm::Operation,
-};
+use keystead_plugin_api::{Advice, Algorithm, CallClass, algorithm::Operation};
 use tokio::{
     sync::watch,
     time::{sleep, timeout, timeout_at},
@@ -22,7 +18,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::{
     calls::{About, Answer, CallError, Expects, Given},
-    gate::{Gate, Lane, NoLane},
+    gate::{Gate, Place},
     link::Link,
     registry::{Placed, StartError},
     wire::{Order, Work},
@@ -94,7 +90,7 @@ impl Remote {
         let remote = Arc::new(Self {
             name: name.into(),
             settled: OnceLock::new(),
-            housekeeping: Gate::new(LANE_HOUSEKEEPING, 1, HOUSEKEEPING_QUEUE),
+            housekeeping: Gate::new(1, HOUSEKEEPING_QUEUE),
             placed,
             services,
             limits,
@@ -136,10 +132,9 @@ impl Remote {
     }
 
     fn settle(&self, advice: Advice) -> Settled {
-        let lanes = self.limits.lanes(advice.lanes, self.placed.description.lanes_max);
         let stuck_after = self.placed.process.stuck_after().or(advice.stuck_after);
         Settled {
-            lanes: Gate::new(0, lanes, self.limits.queue),
+            lanes: Gate::new(advice.lanes.unwrap_or(Limits::LANES), self.limits.queue),
             stuck_after: stuck_after.unwrap_or(Surroundings::STUCK_AFTER),
         }
     }
@@ -154,8 +149,8 @@ impl Remote {
 
     /// Lists the keys.
     pub(crate) async fn keys(&self) -> Result<RawListing, Failure> {
-        let (lane, session) = self.ready().await?;
-        match in_time::<_, _, Failure>(session.list(&self.name, Some(lane))).await? {
+        let (place, session) = self.ready().await?;
+        match in_time::<_, _, Failure>(session.list(&self.name, Some(place))).await? {
             Given::Listing(listing) => Ok(listing),
             other => Err(unexpected(&other)),
         }
@@ -163,8 +158,8 @@ impl Remote {
 
     /// Asks how it is; answers the generation of the listing.
     pub(crate) async fn health(&self) -> Result<u64, Failure> {
-        let (lane, session) = self.ready().await?;
-        let health = in_time::<_, _, Failure>(session.health(&self.name, lane)).await;
+        let (place, session) = self.ready().await?;
+        let health = in_time::<_, _, Failure>(session.health(&self.name, place)).await;
         self.well.store(health.is_ok(), Ordering::Relaxed);
         match health? {
             Given::Health(generation) => {
@@ -176,7 +171,7 @@ impl Remote {
     }
 
     /// Signs or decrypts. Where the process dies in the call, that is made once more: nothing comes of a call twice
-    /// that wouldn't have come of it once.
+    /// that wouldn't have come of it once. Where it dies while the call waits for a lane, that doesn't count.
     pub(crate) async fn perform(
         &self,
         key: &Arc<Key>,
@@ -184,20 +179,17 @@ impl Remote {
         input: &[u8],
         request: Request<'_>,
     ) -> Result<Vec<u8>, Failure> {
-        for _ in 0..2 {
-            let lane = self.lanes().enter(request.deadline).await.map_err(|error| self.no_lane(&error))?;
-            let Ok(session) = timeout_at(request.deadline.into(), self.session()).await else {
-                return Err(Failure::new(
-                    Class::Deadline,
-                    "the plugin's process was not back within the deadline",
-                ));
-            };
-            let answer = session?.perform(&self.name, key, algorithm, input, request, lane);
+        let mut deaths = 0;
+        while deaths < 2 {
+            let place = self.lanes().enter().ok_or_else(|| shed(self.limits()))?;
+            let session = self.session_by(request.deadline).await?;
+            let answer = session.perform(&self.name, key, algorithm, input, request, place);
             let given = async { answer?.given().await };
             match timeout_at(request.deadline.into(), given).await {
                 Ok(Ok(Given::Result(result))) => return Ok(result),
                 Ok(Ok(other)) => return Err(unexpected(&other)),
-                Ok(Err(CallError::Gone)) => {}
+                Ok(Err(CallError::Waited)) => {}
+                Ok(Err(CallError::Gone)) => deaths += 1,
                 Ok(Err(CallError::Refused(refusal))) => return Err(refusal.into()),
                 Err(_) => {
                     return Err(late());
@@ -235,12 +227,28 @@ impl Remote {
         }
     }
 
+    async fn session_by(&self, deadline: Instant) -> Result<Session, Failure> {
+        if let Some(session) = self.open_session() {
+            return Ok(session); // without a timer
+        }
+        let in_time = timeout_at(deadline.into(), self.session()).await;
+        in_time.unwrap_or_else(|_| {
+            let what = "the plugin's process was not back within the deadline";
+            Err(Failure::new(Class::Deadline, what))
+        })
+    }
+
+    fn open_session(&self) -> Option<Session> {
+        match &*self.phase.borrow() {
+            Phase::Open(session) if !session.link.is_closed() => Some(session.clone()),
+            _ => None,
+        }
+    }
+
     /// The session for a call that begins now: waited for while the store is about to be open again.
     async fn session(&self) -> Result<Session, Failure> {
-        if let Phase::Open(session) = &*self.phase.borrow()
-            && !session.link.is_closed()
-        {
-            return Ok(session.clone());
+        if let Some(session) = self.open_session() {
+            return Ok(session);
         }
         let settled = |phase: &Phase| match phase {
             Phase::Open(session) => !session.link.is_closed(),
@@ -254,18 +262,10 @@ impl Remote {
         }
     }
 
-    /// The housekeeping lane and the session.
-    async fn ready(&self) -> Result<(Lane, Session), Failure> {
-        let lane = self.housekeeping.enter(Instant::now() + HOUSEKEEPING_DEADLINE).await;
-        let lane = lane.map_err(|_| hangs())?;
-        Ok((lane, in_time::<_, _, Failure>(self.session()).await?))
-    }
-
-    fn no_lane(&self, error: &NoLane) -> Failure {
-        match error {
-            NoLane::Full => shed(self.limits()),
-            NoLane::Late => Failure::new(Class::Deadline, "every lane was busy until the deadline"),
-        }
+    /// A place for housekeeping, and the session.
+    async fn ready(&self) -> Result<(Place, Session), Failure> {
+        let place = self.housekeeping.enter().ok_or_else(hangs)?;
+        Ok((place, in_time::<_, _, Failure>(self.session()).await?))
     }
 
     /// Opens the store in the process that runs, or in a new one.
@@ -278,7 +278,8 @@ impl Remote {
             link.attach(store, self.services);
             let config = self.services.config().unwrap_or_default();
             let about = About::new("opening", &self.name);
-            let order = |call| Order::Open { call, plugin, store, level: level(), config: &config };
+            let (level, lanes) = (level(), self.limits.lanes);
+            let order = |call| Order::Open { call, plugin, store, level, lanes, config: &config };
             let given =
                 link.call(Expects::Opened(store), None, about, 64 + config.len(), order)?.given().await?;
             Ok::<_, StartError>(if let Given::Opened(advice) = given { advice } else { Advice::default() })
@@ -344,13 +345,13 @@ impl Remote {
     /// Ends the process where calls hang too long: all that the lanes let through or, in a store that isn't well, any. A
     /// library that a call hangs in can't be initialised anew, which may be all that helps.
     fn look_for_stuck_calls(&self, link: &Link) {
-        let (limit, name) = (self.settled().stuck_after, &self.name);
-        let (lanes, (busy, _)) = (self.lanes().lanes(), self.lanes().load());
-        if busy >= lanes && link.calls().stuck_for(name, lanes) >= limit {
+        let (limit, name, calls) = (self.settled().stuck_after, &self.name, link.calls());
+        let lanes = self.lanes().lanes();
+        if self.lanes().silent_for() >= limit && calls.pending_for(name, lanes) >= limit {
             link.condemn(format!(
                 "all {lanes} lanes of store `{name}` were stuck in calls, and none came back for {limit:?}"
             ));
-        } else if !self.well.load(Ordering::Relaxed) && link.calls().longest(name) >= limit {
+        } else if !self.well.load(Ordering::Relaxed) && calls.pending_for(name, 1) >= limit {
             link.condemn(format!("store `{name}` was not well, and a call in it hung for {limit:?}"));
         }
     }
@@ -387,18 +388,18 @@ async fn keep(remote: Weak<Remote>, mut session: Session) {
 }
 
 impl Session {
-    async fn list(&self, name: &str, lane: Option<Lane>) -> Result<Given, CallError> {
+    async fn list(&self, name: &str, place: Option<Place>) -> Result<Given, CallError> {
         let about = About::new("listing the keys", name);
         let (store, nanos_left) = (self.store, nanos(HOUSEKEEPING_DEADLINE));
         let order = |call| Order::Keys { call, store, nanos_left };
-        self.link.call(Expects::Listing(RawListing::default()), lane, about, 64, order)?.given().await
+        self.link.call(Expects::Listing(RawListing::default()), place, about, 64, order)?.given().await
     }
 
-    async fn health(&self, name: &str, lane: Lane) -> Result<Given, CallError> {
+    async fn health(&self, name: &str, place: Place) -> Result<Given, CallError> {
         let about = About::new("asking for the health", name);
         let (store, nanos_left) = (self.store, nanos(HOUSEKEEPING_DEADLINE));
         let order = |call| Order::Health { call, store, nanos_left, level: level() };
-        self.link.call(Expects::Health, Some(lane), about, 64, order)?.given().await
+        self.link.call(Expects::Health, Some(place), about, 64, order)?.given().await
     }
 
     fn perform(
@@ -408,15 +409,12 @@ impl Session {
         algorithm: Algorithm,
         input: &[u8],
         request: Request<'_>,
-        lane: Lane,
+        place: Place,
     ) -> Result<Answer, CallError> {
         let decrypt = algorithm.operation() == Operation::Decrypt;
         let work = Work {
             decrypt,
-            lane: match key.call_class() {
-                CallClass::Inline => LANE_INLINE,
-                CallClass::Blocking => lane.number(),
-            },
+            inline: key.call_class() == CallClass::Inline,
             nanos_left: nanos(request.deadline.saturating_duration_since(Instant::now())),
             algorithm: algorithm.number(),
             capacity: u32::try_from(key.result_max()).unwrap_or(u32::MAX),
@@ -428,7 +426,7 @@ impl Session {
         let about = About { doing, key: Some(Arc::clone(key)), store: Arc::clone(name) };
         let (size, store) = (work.size(), self.store);
         let order = |call| Order::Perform { call, store, work };
-        self.link.call(Expects::Result(key.result_max()), Some(lane), about, size, order)
+        self.link.call(Expects::Result(key.result_max()), Some(place), about, size, order)
     }
 }
 

@@ -49,6 +49,8 @@ pub(super) enum Order<'a> {
         plugin: u32,
         store: u32,
         level: u32,
+        /// As many as are configured.
+        lanes: Option<u32>,
         #[serde(with = "serde_bytes")]
         config: &'a [u8],
     },
@@ -77,7 +79,8 @@ pub(super) enum Order<'a> {
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub(super) struct Work<'a> {
     pub(super) decrypt: bool,
-    pub(super) lane: u32,
+    /// Whether the key is of class inline; others take a lane of the store.
+    pub(super) inline: bool,
     pub(super) nanos_left: u64,
     pub(super) algorithm: u32,
     pub(super) capacity: u32,
@@ -163,8 +166,8 @@ pub(super) enum Reply<'a> {
     Health(u64),
     /// A signature or plaintext.
     Result(#[serde(with = "serde_bytes")] &'a [u8]),
-    /// A store is open, and what its plugin advises for it.
-    Opened { lanes: Option<u32>, stuck_after: Option<Duration> },
+    /// A store is open: with so many lanes, and with the plugin's advice on how long these may hang.
+    Opened { lanes: u32, stuck_after: Option<Duration> },
 }
 
 /// A plugin's description.

@@ -3,7 +3,10 @@ use keystead_plugin_api::CallClass;
 use super::*;
 use crate::{
     instance::{RawKey, SPKI_MAX},
-    process::wire::{Message, pages},
+    process::{
+        gate::Gate,
+        wire::{Message, pages},
+    },
 };
 
 fn about() -> About {
@@ -84,7 +87,7 @@ async fn an_answer_of_another_kind_is_a_violation_and_the_call_is_let_go() {
     ];
     let replies: [fn() -> Reply<'static>; 7] = [
         || Reply::Done,
-        || Reply::Opened { lanes: None, stuck_after: None },
+        || Reply::Opened { lanes: 1, stuck_after: None },
         || Reply::Confined(""),
         || Reply::Loaded(described()),
         || Reply::Group(None),
@@ -196,7 +199,7 @@ fn a_store_that_is_open_when_nobody_waits_for_it_any_more_is_to_be_closed() {
         drop(answer);
         calls.done(call, outcome)
     };
-    assert_eq!(opened(Ok(Reply::Opened { lanes: None, stuck_after: None })), Ok(Some(9)));
+    assert_eq!(opened(Ok(Reply::Opened { lanes: 1, stuck_after: None })), Ok(Some(9)));
     let refusal = Refusal::new(Code::Credentials, "no");
     assert_eq!(opened(Err(Fault::from(&refusal))), Ok(None), "it isn't open");
     let calls = Calls::default();
@@ -219,10 +222,25 @@ async fn when_none_comes_back_any_more_all_are_let_go_and_none_begins() {
     assert_eq!(calls.abandon(), None);
 }
 
+/// A store of one lane: of its calls, only the first had begun.
+#[tokio::test]
+async fn a_call_that_waited_for_a_lane_is_not_blamed_for_a_death() {
+    let (calls, gate) = (Calls::default(), Gate::new(1, 2));
+    let begin = || calls.begin(Expects::Result(8), gate.enter(), about()).unwrap().1;
+    let (first, second, third) = (begin(), begin(), begin());
+    assert!(gate.enter().is_none());
+    calls.abandon();
+    assert!(matches!(given(first).await, Err(CallError::Gone)));
+    for waited in [second, third] {
+        assert!(matches!(given(waited).await, Err(CallError::Waited)));
+    }
+    assert_eq!(gate.load(), (0, 0), "their places are free");
+}
+
 #[test]
 fn calls_that_use_no_key_take_no_lane_and_are_never_stuck() {
     let calls = Calls::default();
     let (_, _answer) = begin(&calls, Expects::Health);
     std::thread::sleep(Duration::from_millis(2));
-    assert_eq!(calls.stuck_for("store", 1), Duration::ZERO);
+    assert_eq!(calls.pending_for("store", 1), Duration::ZERO);
 }

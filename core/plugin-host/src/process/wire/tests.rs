@@ -70,7 +70,7 @@ fn orders() -> Vec<Order<'static>> {
     let confinement = Confinement { identity, memory: 1 << 30, core_dumps: false, parent: 7 };
     let work = Work {
         decrypt: false,
-        lane: u32::MAX,
+        inline: true,
         nanos_left: u64::MAX,
         algorithm: 3,
         capacity: 512,
@@ -83,7 +83,7 @@ fn orders() -> Vec<Order<'static>> {
         Order::Confine { call: 0, confinement },
         Order::Load { call: 1, plugin: 2, file, sha256: Some([9; 32]) },
         Order::Group { call: 2, plugin: 2, config: b"{}" },
-        Order::Open { call: 3, plugin: 2, store: 4, level: 5, config: b"{}" },
+        Order::Open { call: 3, plugin: 2, store: 4, level: 5, lanes: Some(2), config: b"{}" },
         Order::Keys { call: 4, store: 4, nanos_left: 1 },
         Order::Health { call: 5, store: 4, nanos_left: 1, level: 0 },
         Order::Perform { call: 6, store: 4, work },
