@@ -42,9 +42,12 @@ use crate::{Description, failure::tame, instance::Refusal, load::FileIdentity, s
 /// How many questions of a process may be open at once: it has one for each thread at most.
 const ASKS_MAX: usize = 4096;
 
-/// How many frames may wait for a process to take them: no more than calls that its stores' lanes let through, and
-/// answers to its threads' questions, unless it asks without end and reads nothing.
-const OUTGOING_MAX: usize = 2 * ASKS_MAX;
+/// How many answers may wait for a process to take them: no more than its threads have questions, unless it asks without
+/// end and reads nothing.
+const ANSWERS_MAX: usize = 2 * ASKS_MAX;
+
+/// How much these may take, in bytes: hundreds of the longest secrets.
+const ANSWERS_SIZE_MAX: usize = 16 << 20;
 
 /// The longest line of a process' output that is told in whole, in bytes.
 const LINE_MAX: usize = 1024;
@@ -58,7 +61,7 @@ pub(super) struct Link {
     pub(super) pid: u32,
     pub(super) started: Instant,
     child: Mutex<Child>,
-    outgoing: Mutex<VecDeque<Frame>>,
+    outgoing: Mutex<Outgoing>,
     wake: Notify,
     calls: Calls,
     asks: AtomicU32,
@@ -73,6 +76,16 @@ pub(super) struct Link {
     ended: Notify,
     /// Whether its death has been seen to.
     gone: watch::Sender<bool>,
+}
+
+/// What waits for a process to take it.
+#[derive(Default)]
+struct Outgoing {
+    /// As many as the lanes of its stores let through.
+    calls: VecDeque<Frame>,
+    answers: VecDeque<Frame>,
+    /// In bytes.
+    answers_size: usize,
 }
 
 /// Why the host ended a process.
@@ -200,27 +213,21 @@ impl Link {
         }
         let (call, answer) = self.calls.begin(expects, place, about)?;
         match wire::frame(&order(call), size) {
-            Ok(frame) => self.post(frame),
+            Ok(frame) => lock(&self.outgoing).calls.push_back(frame),
             Err(message) => {
                 self.calls.withdraw(call);
                 return Err(Refusal::new(Code::InvalidInput, message).into());
             }
         }
+        self.wake.notify_one();
         Ok(answer)
     }
 
-    fn post(&self, frame: Frame) {
-        lock(&self.outgoing).push_back(frame);
-        self.wake.notify_one();
-    }
-
-    /// Tells what the process has asked for. What it doesn't read is kept here, so that it mustn't be much.
+    /// Tells what the process has asked for.
     fn tell(&self, order: &impl Serialize, size: usize) {
-        if lock(&self.outgoing).len() >= OUTGOING_MAX {
-            return self.condemn("it goes on asking, and doesn't listen".to_owned());
-        }
-        match wire::frame(order, size) {
-            Ok(frame) => self.post(frame),
+        let told = wire::frame(order, size).and_then(|frame| lock(&self.outgoing).answer(frame));
+        match told {
+            Ok(()) => self.wake.notify_one(),
             Err(message) => self.condemn(message),
         }
     }
@@ -282,7 +289,7 @@ impl Link {
             self.wake.notified().await;
             yield_now().await; // others that are ready may have calls of their own, which then leave together
             loop {
-                let batch = wire::batch(&mut lock(&self.outgoing));
+                let batch = lock(&self.outgoing).batch();
                 if batch.is_empty() {
                     break;
                 }
@@ -353,6 +360,29 @@ impl Link {
             link.asks.fetch_sub(1, Ordering::Relaxed);
         });
         Ok(())
+    }
+}
+
+impl Outgoing {
+    /// Adds an answer. What the process doesn't read is kept here, so that it mustn't be much.
+    fn answer(&mut self, frame: Frame) -> Result<(), String> {
+        let size = self.answers_size + frame.len();
+        if self.answers.len() >= ANSWERS_MAX || size > ANSWERS_SIZE_MAX {
+            return Err("it goes on asking, and doesn't listen".to_owned());
+        }
+        self.answers.push_back(frame);
+        self.answers_size = size;
+        Ok(())
+    }
+
+    /// What leaves next. Answers are first: calls that have begun wait for them.
+    fn batch(&mut self) -> Vec<Frame> {
+        if self.answers.is_empty() {
+            return wire::batch(&mut self.calls);
+        }
+        let batch = wire::batch(&mut self.answers);
+        self.answers_size -= batch.iter().map(|frame| frame.len()).sum::<usize>();
+        batch
     }
 }
 

@@ -96,13 +96,34 @@ impl crate::Secrets for NoSecrets {
     }
 }
 
+/// One of so many bytes, whatever its name.
+struct OneSecret(usize);
+
+impl crate::Secrets for OneSecret {
+    fn read(&self, _name: &str) -> Option<Result<Zeroizing<Vec<u8>>, String>> {
+        Some(Ok(Zeroizing::new(vec![7; self.0])))
+    }
+}
+
 fn services() -> &'static Services {
+    services_with(NoSecrets)
+}
+
+fn services_with(secrets: impl crate::Secrets + 'static) -> &'static Services {
     let latch = Arc::new(crate::latch::Latch::new());
-    Services::new("store", "plugin", &serde_json::json!({}), Box::new(NoSecrets), latch)
+    Services::new("store", "plugin", &serde_json::json!({}), Box::new(secrets), latch)
 }
 
 fn one_of(name: &str) -> Message<'static> {
     messages().into_iter().find(|(known, _)| *known == name).unwrap().1
+}
+
+fn read_frame(socket: &mut UnixStream) -> Vec<u8> {
+    let mut size = [0; 4];
+    socket.read_exact(&mut size).unwrap();
+    let mut frame = vec![0; u32::from_le_bytes(size) as usize];
+    socket.read_exact(&mut frame).unwrap();
+    frame
 }
 
 fn length(bytes: usize) -> [u8; 4] {
@@ -230,8 +251,46 @@ async fn a_process_that_asks_and_takes_no_answers_is_ended() {
     let frames = wire::frame(&one_of("refused"), 64).unwrap().repeat(64);
     let asking = thread::spawn(move || while own.write_all(&frames).is_ok() {});
     rig.ended("it goes on asking, and doesn't listen", vec![pending]).await;
-    assert!(lock(&link.outgoing).len() <= OUTGOING_MAX);
+    assert!(lock(&link.outgoing).answers.len() <= ANSWERS_MAX);
     asking.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_process_that_asks_for_long_secrets_and_takes_none_is_ended() {
+    let rig = Rig::new();
+    rig.link.desk.attach(0, services_with(OneSecret(64 << 10)));
+    let pending = rig.call(Expects::Done).1;
+    let (link, mut own) = (Arc::clone(&rig.link), rig.own.try_clone().unwrap());
+    let question = |ask| wire::frame(&Message::Secret { ask, store: 0, name: "pin" }, 64).unwrap();
+    let questions: Vec<_> = (0..1000).flat_map(|ask| question(ask).to_vec()).collect();
+    let asking = thread::spawn(move || drop(own.write_all(&questions)));
+    rig.ended("it goes on asking, and doesn't listen", vec![pending]).await;
+    let waiting = lock(&link.outgoing).answers.iter().map(|frame| frame.len()).sum::<usize>();
+    assert!(waiting > ANSWERS_SIZE_MAX / 2 && waiting <= ANSWERS_SIZE_MAX, "{waiting}");
+    asking.join().unwrap();
+}
+
+#[tokio::test]
+async fn what_the_server_asks_of_a_process_does_not_count_as_its_answers() {
+    let rig = Rig::new();
+    rig.link.desk.attach(0, services_with(OneSecret(64 << 10)));
+    let config = vec![0; 3 << 20];
+    let about = || About::new("opening", "store");
+    let order = |call| Order::Open { call, plugin: 0, store: 0, level: 0, config: &config };
+    for _ in 0..8 {
+        rig.link.call(Expects::Done, None, about(), config.len(), order).unwrap();
+    }
+    rig.say(&Message::Secret { ask: 1, store: 0, name: "pin" });
+    let mut own = rig.own.try_clone().unwrap();
+    let told = spawn_blocking(move || {
+        loop {
+            if let Order::Told { ask, told } = wire::message(&read_frame(&mut own)).unwrap() {
+                return (ask, matches!(told, Told::Secret(secret) if secret.len() == 64 << 10));
+            }
+        }
+    });
+    assert_eq!(timeout(PATIENCE, told).await.expect("it is told").unwrap(), (1, true));
+    rig.link.dismiss();
 }
 
 #[tokio::test]
@@ -266,11 +325,7 @@ async fn a_question_for_a_secret_is_answered_whatever_its_name() {
     let told = spawn_blocking(move || {
         let mut told = Vec::new();
         while told.len() < 2 {
-            let mut size = [0; 4];
-            own.read_exact(&mut size).unwrap();
-            let mut frame = vec![0; u32::from_le_bytes(size) as usize];
-            own.read_exact(&mut frame).unwrap();
-            match wire::message(&frame).unwrap() {
+            match wire::message(&read_frame(&mut own)).unwrap() {
                 Order::Told { ask, told: Told::NoSecret } => told.push(ask),
                 other => panic!("{other:?}"),
             }
