@@ -210,6 +210,10 @@ extern "C" {
 // `severity` of a finding: this entry isn't served.
 #define KEYSTEAD_SEVERITY_ERROR 1
 
+// `severity` of a finding: good to know, and nothing is wrong. What there is, and why something was passed over: told
+// by `keystead check`, logged at `debug` only.
+#define KEYSTEAD_SEVERITY_NOTE 2
+
 // `level` of an event: somebody must act.
 #define KEYSTEAD_LOG_ERROR 1
 
@@ -316,13 +320,14 @@ typedef struct keystead_key {
 typedef struct keystead_finding {
     // Size of this struct in bytes.
     uint32_t size;
-    // KEYSTEAD_SEVERITY_WARNING or KEYSTEAD_SEVERITY_ERROR.
+    // KEYSTEAD_SEVERITY_WARNING, KEYSTEAD_SEVERITY_ERROR or KEYSTEAD_SEVERITY_NOTE.
     uint32_t severity;
-    // Number of the code that fits best.
+    // Number of the code that fits best; 0 in a note, where nothing is wrong.
     uint32_t code;
-    // What it is about: a path, an entry of the configuration. Never a secret.
+    // What it is about: a path, an entry of the configuration. Never a secret. Notes with the same subject that follow
+    // each other are shown as one block.
     keystead_bytes subject;
-    // What is wrong.
+    // What is wrong; in a note, what is so.
     keystead_bytes message;
     // What to do next; may be empty.
     keystead_bytes hint;

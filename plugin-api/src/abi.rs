@@ -84,6 +84,10 @@ pub const SEVERITY_WARNING: u32 = 0;
 /// `severity` of a finding: this entry isn't served.
 pub const SEVERITY_ERROR: u32 = 1;
 
+/// `severity` of a finding: good to know, and nothing is wrong. What there is, and why something was passed over: told by
+/// `keystead check`, logged at `debug` only.
+pub const SEVERITY_NOTE: u32 = 2;
+
 /// `level` of an event: somebody must act.
 pub const LOG_ERROR: u32 = 1;
 
@@ -202,13 +206,14 @@ pub struct KeyEntry {
 pub struct FindingEntry {
     /// Size of this struct in bytes.
     pub size: u32,
-    /// [`SEVERITY_WARNING`] or [`SEVERITY_ERROR`].
+    /// [`SEVERITY_WARNING`], [`SEVERITY_ERROR`] or [`SEVERITY_NOTE`].
     pub severity: u32,
-    /// Number of the [`Code`] that fits best.
+    /// Number of the [`Code`] that fits best; 0 in a note, where nothing is wrong.
     pub code: u32,
-    /// What it is about: a path, an entry of the configuration. Never a secret.
+    /// What it is about: a path, an entry of the configuration. Never a secret. Notes with the same subject that follow
+    /// each other are shown as one block.
     pub subject: Bytes,
-    /// What is wrong.
+    /// What is wrong; in a note, what is so.
     pub message: Bytes,
     /// What to do next; may be empty.
     pub hint: Bytes,

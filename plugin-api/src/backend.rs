@@ -7,7 +7,10 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use crate::{Algorithm, Code, Error, Host};
+use crate::{
+    Algorithm, Code, Error, Host,
+    abi::{SEVERITY_ERROR, SEVERITY_NOTE, SEVERITY_WARNING},
+};
 
 /// A backend for private keys.
 ///
@@ -183,22 +186,62 @@ pub struct Listing {
 pub struct Finding {
     /// How bad it is.
     pub severity: Severity,
-    /// What it is about: a path, an entry of the configuration. Never a secret.
+    /// What it is about: a path, an entry of the configuration. Never a secret. Notes with the same subject that follow
+    /// each other are shown as one block.
     pub subject: String,
-    /// What is wrong, with its class.
+    /// What is wrong, with its class. Of a note only the message counts: what is so.
     pub error: Error,
     /// What to do next; may be empty.
     pub hint: String,
 }
 
+impl Finding {
+    /// A note: what there is, or why something was passed over. Nothing is wrong, so it has no class that counts.
+    pub fn note(subject: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            severity: Severity::Note,
+            subject: subject.into(),
+            error: Error::new(Code::from_number(0), message),
+            hint: String::new(),
+        }
+    }
+}
+
 /// How bad a [`Finding`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_enums, reason = "the contract has two")]
+#[expect(clippy::exhaustive_enums, reason = "the contract has three")]
+#[repr(u32)]
 pub enum Severity {
     /// It works, but the operator should know.
-    Warning,
+    Warning = SEVERITY_WARNING,
     /// This entry isn't served.
-    Error,
+    Error = SEVERITY_ERROR,
+    /// Good to know, and nothing is wrong: what there is, and why something was passed over. Told by `keystead check`,
+    /// logged at debug only.
+    Note = SEVERITY_NOTE,
+}
+
+impl Severity {
+    /// The severity of a number; `None` for one that the contract doesn't have.
+    #[must_use]
+    pub const fn from_number(number: u32) -> Option<Self> {
+        match number {
+            SEVERITY_WARNING => Some(Self::Warning),
+            SEVERITY_ERROR => Some(Self::Error),
+            SEVERITY_NOTE => Some(Self::Note),
+            _ => None,
+        }
+    }
+
+    /// The name used in output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Warning => "warning",
+            Self::Error => "error",
+            Self::Note => "note",
+        }
+    }
 }
 
 /// How a store is best used, where its configuration doesn't say.

@@ -25,7 +25,7 @@ use crate::{
         ADVICE_EXTENSION, AdviceReport, AdviceTable, BackendTable, Buffer, Bytes, CALL_BLOCKING, CALL_INLINE,
         Context, DRAFT, DescriptionTable, FindingEntry, HealthReport, HostTable, ISOLATION_EXTENSION,
         ISOLATION_INLINE, ISOLATION_PROCESS, IsolationTable, KeyEntry, KeyPage, LANE_HOUSEKEEPING,
-        LANE_INLINE, NO_DEADLINE, Report, Root, RootRef, SEVERITY_ERROR, SEVERITY_WARNING, struct_size,
+        LANE_INLINE, NO_DEADLINE, Report, Root, RootRef, struct_size,
     },
     algorithm::Operation,
     forward,
@@ -456,11 +456,11 @@ fn key_entry(key: &crate::Key, numbers: &[u32]) -> KeyEntry {
 fn finding_entry(finding: &crate::Finding) -> FindingEntry {
     FindingEntry {
         size: struct_size::<FindingEntry>(),
-        severity: match finding.severity {
-            Severity::Warning => SEVERITY_WARNING,
-            Severity::Error => SEVERITY_ERROR,
+        severity: finding.severity as u32,
+        code: match finding.severity {
+            Severity::Warning | Severity::Error => finding.error.code as u32,
+            Severity::Note => 0,
         },
-        code: finding.error.code as u32,
         subject: Bytes::new(finding.subject.as_bytes()),
         message: Bytes::new(finding.error.message.as_bytes()),
         hint: Bytes::new(finding.hint.as_bytes()),

@@ -86,7 +86,7 @@ impl Backend for Memory {
     fn keys(&self, _call: &Call<'_>) -> Result<Listing, Error> {
         let findings = match self.flaw {
             Flaw::SilentFinding => vec![silent()],
-            _ => Vec::new(),
+            _ => vec![Finding::note("memory", "it is never full")],
         };
         let keys = match self.flaw {
             Flaw::Empty => Vec::new(),
@@ -305,6 +305,15 @@ fn walks_listings_of_many_pages() {
     assert_eq!(listing.keys.len(), 601);
     assert_eq!(listing.keys.last().unwrap().label, "memory 600");
     conformance::lists_well_formed_keys(&subject).unwrap();
+}
+
+#[test]
+fn a_note_crosses_the_table_as_a_note_without_a_class() {
+    let listing = Subject::new(&TABLE).open().unwrap().listing().unwrap();
+    let [note] = &listing.findings[..] else { panic!("one note: {:?}", listing.findings) };
+    assert_eq!((note.severity, note.error.code), (Severity::Note, Code::from_number(0)));
+    let text = [note.subject.as_str(), &note.error.message, &note.hint];
+    assert_eq!(text, ["memory", "it is never full", ""]);
 }
 
 #[test]

@@ -72,7 +72,7 @@ pub struct Finding {
     pub severity: Severity,
     /// What it is about.
     pub subject: String,
-    /// What is wrong.
+    /// What is wrong. Of a note only the message counts: what is so.
     pub failure: Failure,
     /// What to do next; may be empty.
     pub hint: String,

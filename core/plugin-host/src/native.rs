@@ -420,7 +420,7 @@ unsafe fn finding(entry: FindingEntry) -> Finding {
     // SAFETY: the entry's pointers have the lengths they state while its page is valid.
     unsafe {
         Finding {
-            severity: if entry.severity == 0 { Severity::Warning } else { Severity::Error },
+            severity: Severity::from_number(entry.severity).unwrap_or(Severity::Error),
             subject: tame(first(entry.subject, 1025), 1024),
             error: Error::new(Code::from_number(entry.code), tame(first(entry.message, 1025), 1024)),
             hint: tame(first(entry.hint, 1025), 1024),

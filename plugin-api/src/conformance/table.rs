@@ -203,11 +203,8 @@ unsafe fn finding(entry: &FindingEntry) -> Result<Finding, Error> {
         (text(entry.subject.as_slice())?, text(entry.message.as_slice())?, text(entry.hint.as_slice())?)
     };
     Ok(Finding {
-        severity: match entry.severity {
-            0 => Severity::Warning,
-            1 => Severity::Error,
-            other => return Err(broken(format!("severity {other} is unknown"))),
-        },
+        severity: Severity::from_number(entry.severity)
+            .ok_or_else(|| broken(format!("severity {} is unknown", entry.severity)))?,
         subject,
         error: Error::new(Code::from_number(entry.code), message),
         hint,

@@ -59,6 +59,7 @@ const CONSTANTS: &[&str] = &[
     "LOG_WARN",
     "NO_DEADLINE",
     "SEVERITY_ERROR",
+    "SEVERITY_NOTE",
     "SEVERITY_WARNING",
 ];
 

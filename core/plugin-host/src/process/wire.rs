@@ -206,7 +206,7 @@ pub(super) struct Entry<'a> {
 /// A finding of a listing.
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub(super) struct Remark<'a> {
-    warning: bool,
+    severity: u32,
     code: u32,
     subject: &'a str,
     message: &'a str,
@@ -279,7 +279,7 @@ impl Entry<'_> {
 impl<'a> From<&'a Finding> for Remark<'a> {
     fn from(finding: &'a Finding) -> Self {
         Self {
-            warning: finding.severity == Severity::Warning,
+            severity: finding.severity as u32,
             code: finding.error.code as u32,
             subject: &finding.subject,
             message: &finding.error.message,
@@ -291,7 +291,7 @@ impl<'a> From<&'a Finding> for Remark<'a> {
 impl Remark<'_> {
     fn to_finding(&self) -> Finding {
         Finding {
-            severity: if self.warning { Severity::Warning } else { Severity::Error },
+            severity: Severity::from_number(self.severity).unwrap_or(Severity::Error),
             subject: tame(self.subject.as_bytes(), 1024),
             error: Error::new(Code::from_number(self.code), tame(self.message.as_bytes(), 1024)),
             hint: tame(self.hint.as_bytes(), 1024),

@@ -1,11 +1,11 @@
 //! Listings that lie, and plugins that fail when opened, listed or looked after.
 
-use keystead_plugin_host::{Class, Severity};
+use keystead_plugin_host::{Class, Isolation, Severity};
 use serde_json::json;
 
 use crate::{
     gate::Gate,
-    rig::{PATIENCE, Rig, key, sign},
+    rig::{PATIENCE, Rig, key, opened, sign},
 };
 
 #[tokio::test]
@@ -56,6 +56,20 @@ async fn long_labels_and_findings_are_cut_and_escaped() {
         assert!(text.starts_with("x\\n\\u{1b}xxx") && text.ends_with("x…"), "{text}");
     }
     assert_eq!((finding.severity, finding.failure.class), (Severity::Warning, Class::Denied));
+}
+
+#[tokio::test]
+async fn a_note_arrives_as_a_note_wherever_its_plugin_runs() {
+    let rig = Rig::with_processes();
+    for isolation in [Isolation::Inline, Isolation::Process] {
+        let config = json!({"notes": [["the token", "empty"]]});
+        let store = rig.store_with("notes", config, |spec| spec.isolation = Some(isolation));
+        let listing = opened(&store).await;
+        assert_eq!(store.isolation(), Some(isolation));
+        let [note] = &listing.findings[..] else { panic!("one note is listed: {listing:?}") };
+        assert_eq!(note.severity, Severity::Note, "{isolation:?}");
+        assert_eq!((note.subject.as_str(), note.failure.message.as_str()), ("the token", "empty"));
+    }
 }
 
 #[tokio::test]

@@ -172,7 +172,7 @@ fn store_text(text: &mut String, report: &Report) {
         }
     }
     for finding in &report.findings {
-        let level = if finding.severity == Severity::Error { "error" } else { "warning" };
+        let level = finding.severity.name();
         line(text, level, &format!("{}: {}", finding.subject, finding.failure));
         if !finding.hint.is_empty() {
             let _ = writeln!(text, "           hint: {}", finding.hint);
@@ -209,7 +209,7 @@ fn store_json(report: &Report) -> Value {
             "error": surveyed.proof.as_ref().err().map(failure_json),
         })).collect::<Vec<_>>(),
         "findings": report.findings.iter().map(|finding| json!({
-            "severity": if finding.severity == Severity::Error { "error" } else { "warning" },
+            "severity": finding.severity.name(),
             "subject": finding.subject,
             "error": failure_json(&finding.failure),
             "hint": finding.hint,

@@ -321,5 +321,6 @@ fn report(store: &str, finding: &Finding) {
     match finding.severity {
         Severity::Warning => tracing::warn!(store, subject, hint, "{failure}"),
         Severity::Error => tracing::warn!(store, subject, hint, "not served: {failure}"),
+        Severity::Note => tracing::debug!(store, subject, hint, "{failure}"),
     }
 }

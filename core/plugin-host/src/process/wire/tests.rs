@@ -22,7 +22,7 @@ pub(in crate::process) fn messages() -> Vec<(&'static str, Message<'static>)> {
             "plain-fault",
             Message::Done { call: 1, outcome: Err(Fault { vendor: None, retry_after: None, ..fault() }) },
         ),
-        ("page", Message::Page { call: 6, keys: vec![entry(), entry()], findings: vec![remark()] }),
+        ("page", Message::Page { call: 6, keys: vec![entry(), entry()], findings: vec![remark(), note()] }),
         ("empty-page", Message::Page { call: 6, keys: Vec::new(), findings: Vec::new() }),
         ("log", Message::Log { store: 0, event: event() }),
         ("keys-changed", Message::KeysChanged { store: 0 }),
@@ -58,7 +58,11 @@ fn entry() -> Entry<'static> {
 }
 
 fn remark() -> Remark<'static> {
-    Remark { warning: true, code: 7, subject: "key", message: "no use", hint: "" }
+    Remark { severity: 0, code: 7, subject: "key", message: "no use", hint: "" }
+}
+
+fn note() -> Remark<'static> {
+    Remark { severity: 2, code: 0, subject: "token", message: "empty", hint: "" }
 }
 
 fn event() -> Event<'static> {
@@ -244,7 +248,7 @@ fn a_refusal_arrives_with_its_text_cut_and_its_pause_bounded() {
 #[test]
 fn a_listing_arrives_page_by_page_as_it_is() {
     let mut listing = RawListing::default();
-    let findings = [remark(), remark(), remark()];
+    let findings = [remark(), Remark { severity: 1, ..remark() }, note()];
     for _ in 0..150 {
         collect(&mut listing, &[entry()], &[]);
     }
@@ -259,6 +263,14 @@ fn a_listing_arrives_page_by_page_as_it_is() {
     }
     assert_eq!(pages_seen, 3);
     assert_eq!(format!("{arrived:?}"), format!("{listing:?}"));
+}
+
+#[test]
+fn a_severity_that_is_unknown_counts_as_an_error() {
+    let severities =
+        [0, 1, 2, 3, u32::MAX].map(|severity| Remark { severity, ..note() }.to_finding().severity);
+    let known = [Severity::Warning, Severity::Error, Severity::Note];
+    assert_eq!(severities, [&known[..], &[Severity::Error; 2]].concat()[..]);
 }
 
 #[test]

@@ -53,6 +53,8 @@ struct Config {
     pages: Pages,
     /// A finding in the listing, as long as can be.
     finding: bool,
+    /// Notes in the listing: subject and message each.
+    notes: Vec<(String, String)>,
     /// What each look after its health does.
     health: Deed,
     /// What closing does beside.
@@ -72,6 +74,7 @@ impl Default for Config {
             list: Deed::Behave,
             pages: Pages::Honest,
             finding: false,
+            notes: Vec::new(),
             health: Deed::Behave,
             close: Deed::Behave,
             login: None,
@@ -146,9 +149,10 @@ impl Backend for Hostile {
             error: Error::new(Code::Denied, LONG_TEXT.repeat(1000)),
             hint: LONG_TEXT.repeat(1000),
         };
+        let notes = self.config.notes.iter().map(|(subject, message)| Finding::note(subject, message));
         Ok(Listing {
             keys: self.keys.iter().map(HeldKey::listed).collect(),
-            findings: self.config.finding.then_some(finding).into_iter().collect(),
+            findings: self.config.finding.then_some(finding).into_iter().chain(notes).collect(),
         })
     }
 
