@@ -171,11 +171,34 @@ fn store_text(text: &mut String, report: &Report) {
             Ok(()) => line(text, "ok", &what),
         }
     }
-    for finding in &report.findings {
-        let level = finding.severity.name();
-        line(text, level, &format!("{}: {}", finding.subject, finding.failure));
-        if !finding.hint.is_empty() {
-            let _ = writeln!(text, "           hint: {}", finding.hint);
+    let (notes, problems): (Vec<_>, Vec<_>) =
+        report.findings.iter().partition(|finding| finding.severity == Severity::Note);
+    for finding in problems {
+        finding_text(text, finding);
+    }
+    for about_one in notes.chunk_by(|one, next| one.subject == next.subject) {
+        notes_text(text, about_one);
+    }
+}
+
+/// A finding in a line of its own.
+fn finding_text(text: &mut String, finding: &Finding) {
+    line(text, finding.severity.name(), &format!("{}: {}", finding.subject, finding.failure));
+    if !finding.hint.is_empty() {
+        let _ = writeln!(text, "{:11}hint: {}", "", finding.hint);
+    }
+}
+
+/// Notes about one thing: a single one like any finding, more as a block under what they are about.
+fn notes_text(text: &mut String, notes: &[&Finding]) {
+    let [first, _, ..] = notes else {
+        return notes.iter().for_each(|note| finding_text(text, note));
+    };
+    line(text, first.severity.name(), &first.subject);
+    for note in notes {
+        let _ = writeln!(text, "{:13}{}", "", note.failure);
+        if !note.hint.is_empty() {
+            let _ = writeln!(text, "{:13}hint: {}", "", note.hint);
         }
     }
 }
@@ -208,13 +231,20 @@ fn store_json(report: &Report) -> Value {
             "proven": surveyed.proof.is_ok(),
             "error": surveyed.proof.as_ref().err().map(failure_json),
         })).collect::<Vec<_>>(),
-        "findings": report.findings.iter().map(|finding| json!({
-            "severity": finding.severity.name(),
-            "subject": finding.subject,
-            "error": failure_json(&finding.failure),
-            "hint": finding.hint,
-        })).collect::<Vec<_>>(),
+        "findings": report.findings.iter().map(finding_json).collect::<Vec<_>>(),
     })
+}
+
+fn finding_json(finding: &Finding) -> Value {
+    let Finding { severity, subject, failure, hint, .. } = finding;
+    match severity {
+        Severity::Note => json!({
+            "severity": severity.name(), "subject": subject, "message": failure.message, "hint": hint,
+        }),
+        _ => json!({
+            "severity": severity.name(), "subject": subject, "error": failure_json(failure), "hint": hint,
+        }),
+    }
 }
 
 fn failure_json(failure: &Failure) -> Value {

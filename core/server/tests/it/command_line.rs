@@ -2,6 +2,8 @@
 
 use std::process::{Command, Output};
 
+use serde_json::json;
+
 use crate::world::{Files, Server, plugins, skis};
 
 fn keystead(arguments: &[&str]) -> Output {
@@ -46,6 +48,47 @@ fn check_lists_every_key_and_every_finding_and_fails_where_something_is_wrong() 
     let keys = json["stores"][0]["keys"].as_array().unwrap();
     assert_eq!(keys.len(), 4);
     assert!(keys.iter().all(|key| key["proven"] == true));
+}
+
+/// Configuration lines of a store `noted` whose listing holds a warning and three notes.
+fn with_notes(files: &Files) -> String {
+    let notes = "[[token web, empty], [token keys, logged in], [token keys, 2 keys passed over]]";
+    let key = files.path("keys/p256.key").display().to_string();
+    format!(
+        "private_key_stores:\n- {{name: noted, plugin: hostile, \
+         config: {{keys: [{{name: www, file: {key}}}], finding: true, notes: {notes}}}}}\n"
+    )
+}
+
+#[test]
+fn check_shows_notes_by_what_they_are_about_and_counts_them_as_nothing() {
+    let files = Files::new();
+    let config = files.config(&with_notes(&files)).display().to_string();
+    let output = keystead(&["check", "-c", &config]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    let block = "  note     token web: empty\n  note     token keys\n             logged in\n             \
+                 2 keys passed over\n\n0 errors, 1 warning\n";
+    assert!(text.ends_with(block), "{text}");
+    let output = keystead(&["check", "-c", &config, "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let findings = json["stores"][0]["findings"].as_array().unwrap();
+    assert_eq!((&findings[0]["severity"], findings[0]["error"].is_object()), (&"warning".into(), true));
+    let note = json!({"severity": "note", "subject": "token web", "message": "empty", "hint": ""});
+    assert_eq!((findings.len(), &findings[1]), (4, &note));
+}
+
+#[test]
+fn a_note_is_logged_for_who_looks_for_it_and_nobody_else() {
+    let files = Files::new();
+    let server = Server::start(&files, &format!("{}log: {{level: debug}}\n", with_notes(&files)));
+    server.wait_for("2 keys passed over");
+    let log = server.log();
+    let about = |subject: &str| log.lines().filter(|line| line.contains(subject)).collect::<Vec<_>>();
+    assert_eq!(about("subject=\"token ").len(), 3, "{log}");
+    assert!(about("subject=\"token ").iter().all(|line| line.contains(" DEBUG ")), "{log}");
+    assert_eq!(server.status()["stores"][0]["state"], "up");
+    assert_eq!(server.status()["stores"][0]["last_error"], serde_json::Value::Null);
 }
 
 #[test]
