@@ -6,6 +6,7 @@
 mod admin;
 mod bench;
 mod inspect;
+mod measure;
 mod plugins;
 mod remote;
 
@@ -13,6 +14,7 @@ use std::{
     fmt,
     io::{ErrorKind, Write},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand};
@@ -74,6 +76,11 @@ enum Command {
     Check {
         #[command(flatten)]
         flags: Flags,
+        /// Also measure how many signatures each store makes in a second, with 1, 2, 4 and more calls in flight, and
+        /// recommend `limits.lanes`; each step takes DURATION, by default 1s. This signs with the keys of the stores,
+        /// as fast as they can
+        #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "1s", value_parser = measure::step)]
+        measure: Option<Duration>,
         #[command(flatten)]
         output: Output,
     },
@@ -130,7 +137,7 @@ impl Cli {
         let outcome = match self.command {
             None => self.bare.run(),
             Some(Command::Run { flags }) => run(&flags),
-            Some(Command::Check { flags, output }) => inspect::check(&flags, output),
+            Some(Command::Check { flags, measure, output }) => inspect::check(&flags, measure, output),
             Some(Command::Status(status)) => status.run(),
             Some(Command::Keys(keys)) => keys.run(),
             Some(Command::Reload(tell)) => tell.reload(),
@@ -159,7 +166,7 @@ impl Bare {
                 .hint("`keystead check` shows what it leads to"));
         }
         match self.keystore_debug {
-            true => inspect::check(&self.flags, Output { json: false }),
+            true => inspect::check(&self.flags, None, Output { json: false }),
             false => run(&self.flags),
         }
     }

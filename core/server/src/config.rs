@@ -34,6 +34,7 @@ pub use flags::Flags;
 pub use notice::{Error, Notice, Position};
 pub use secret::{Secret, SecretError, SecretSource};
 pub use store::{Isolation, Operation, Prove, Store, StoreLimits, VerifySignatures};
+pub use units::duration;
 
 /// Everything the operator decided, checked and in range.
 ///

@@ -140,7 +140,9 @@ pub fn workers() -> usize {
     processors() + 1
 }
 
-fn processors() -> usize {
+/// Processors that this process may use.
+#[must_use]
+pub fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 

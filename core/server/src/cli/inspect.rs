@@ -20,7 +20,11 @@ use keystead::{
 use keystead_plugin_host::{Failure, Finding, Host, Isolation, Key, Listing, Severity};
 use serde_json::{Value, json};
 
-use super::{Failed, Output, load, print, runtime};
+use super::{
+    Failed, Output, load,
+    measure::{Measurement, Terms, measure},
+    print, runtime,
+};
 
 /// How long one key may take to prove itself.
 const PROOF: Duration = Duration::from_secs(30);
@@ -29,11 +33,14 @@ const PROOF: Duration = Duration::from_secs(30);
 const CLOSE: Duration = Duration::from_secs(2);
 
 /// Checks everything that `run` would use.
-pub(super) fn check(flags: &Flags, output: Output) -> Result<ExitCode, Failed> {
+///
+/// With `measure`, the stores sign for that long a step.
+pub(super) fn check(flags: &Flags, measure: Option<Duration>, output: Output) -> Result<ExitCode, Failed> {
     let config = load(flags)?;
     quiet();
     let identity = Identity::load(&config).map_err(|error| error.to_string());
-    let reports = survey(&config)?;
+    let terms = measure.map(|step| Terms { step, deadline: config.limits.deadline });
+    let reports = survey(&config, terms)?;
     let errors = usize::from(identity.is_err()) + reports.iter().map(Report::errors).sum::<usize>();
     match output.json {
         true => print(&format!("{:#}\n", to_json(&config, identity.as_ref().err(), &reports, errors)))?,
@@ -51,6 +58,7 @@ struct Report {
     operations: Vec<Operation>,
     keys: Vec<Surveyed>,
     findings: Vec<Finding>,
+    measurement: Option<Measurement>,
     failure: Option<Failure>,
 }
 
@@ -64,6 +72,12 @@ impl Report {
         usize::from(self.failure.is_some())
             + self.findings.iter().filter(|finding| finding.severity == Severity::Error).count()
             + self.keys.iter().filter(|key| key.proof.is_err()).count()
+            + self.measurement.as_ref().map_or(0, Measurement::errors)
+    }
+
+    fn warnings(&self) -> usize {
+        self.findings.iter().filter(|finding| finding.severity == Severity::Warning).count()
+            + self.measurement.as_ref().map_or(0, Measurement::warnings)
     }
 }
 
@@ -74,14 +88,14 @@ fn quiet() {
     telemetry::start(log);
 }
 
-fn survey(config: &Config) -> Result<Vec<Report>, Failed> {
+fn survey(config: &Config, measure: Option<Terms>) -> Result<Vec<Report>, Failed> {
     let host = server::plugin_host(&config.plugins);
     let metrics = Metrics::new().map_err(Failed::new)?;
     let runtime = runtime()?;
     let reports = runtime.block_on(async {
         let mut reports = Vec::new();
         for store in &config.stores {
-            reports.push(survey_store(&host, store, &metrics).await);
+            reports.push(survey_store(&host, store, &metrics, measure).await);
         }
         reports
     });
@@ -89,7 +103,12 @@ fn survey(config: &Config) -> Result<Vec<Report>, Failed> {
     Ok(reports)
 }
 
-async fn survey_store(host: &Arc<Host>, config: &config::Store, metrics: &Metrics) -> Report {
+async fn survey_store(
+    host: &Arc<Host>,
+    config: &config::Store,
+    metrics: &Metrics,
+    terms: Option<Terms>,
+) -> Report {
     let store = Arc::new(ManagedStore::new(host, config, metrics));
     let mut report = Report {
         name: config.name.clone(),
@@ -98,6 +117,7 @@ async fn survey_store(host: &Arc<Host>, config: &config::Store, metrics: &Metric
         operations: config.operations.iter().copied().collect(),
         keys: Vec::new(),
         findings: Vec::new(),
+        measurement: None,
         failure: None,
     };
     let listed = async {
@@ -111,6 +131,10 @@ async fn survey_store(host: &Arc<Host>, config: &config::Store, metrics: &Metric
                 let holder = Holder::new(Arc::clone(&store), Arc::clone(&key));
                 let proof = holder.prove(Instant::now() + PROOF).await;
                 report.keys.push(Surveyed { key, proof });
+            }
+            if let Some(terms) = terms {
+                let proven = report.keys.iter().filter(|key| key.proof.is_ok()).map(|key| &key.key);
+                report.measurement = Some(measure(&store, proven, &report.operations, terms).await);
             }
         }
         Err(failure) => report.failure = Some(failure),
@@ -148,12 +172,7 @@ fn to_text(
         let _ = writeln!(text, "\nstore {} (plugin {}{isolation})", report.name, report.plugin);
         store_text(&mut text, report);
     }
-    let warnings = config.warnings.len()
-        + reports
-            .iter()
-            .flat_map(|report| &report.findings)
-            .filter(|f| f.severity == Severity::Warning)
-            .count();
+    let warnings = config.warnings.len() + reports.iter().map(Report::warnings).sum::<usize>();
     let _ = writeln!(text, "\n{}, {}", count(errors, "error"), count(warnings, "warning"));
     text
 }
@@ -179,6 +198,9 @@ fn store_text(text: &mut String, report: &Report) {
     for about_one in notes.chunk_by(|one, next| one.subject == next.subject) {
         notes_text(text, about_one);
     }
+    if let Some(measurement) = &report.measurement {
+        measurement.write(text);
+    }
 }
 
 /// A finding in a line of its own.
@@ -203,7 +225,7 @@ fn notes_text(text: &mut String, notes: &[&Finding]) {
     }
 }
 
-fn line(text: &mut String, level: &str, what: &str) {
+pub(super) fn line(text: &mut String, level: &str, what: &str) {
     let _ = writeln!(text, "  {level:7}  {what}");
 }
 
@@ -221,7 +243,7 @@ fn to_json(config: &Config, tls: Option<&String>, reports: &[Report], errors: us
 }
 
 fn store_json(report: &Report) -> Value {
-    json!({
+    let mut store = json!({
         "name": report.name,
         "plugin": report.plugin,
         "isolation": report.isolation.map(status::isolation),
@@ -232,7 +254,11 @@ fn store_json(report: &Report) -> Value {
             "error": surveyed.proof.as_ref().err().map(failure_json),
         })).collect::<Vec<_>>(),
         "findings": report.findings.iter().map(finding_json).collect::<Vec<_>>(),
-    })
+    });
+    if let (Some(measurement), Some(store)) = (&report.measurement, store.as_object_mut()) {
+        store.insert("measurement".to_owned(), measurement.to_json());
+    }
+    store
 }
 
 fn finding_json(finding: &Finding) -> Value {

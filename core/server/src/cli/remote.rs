@@ -141,7 +141,7 @@ impl Subject {
         let key = PublicKey::parse(&spki)
             .ok_or_else(|| Failed::new(format!("{}: not an RSA, EC or Ed25519 key", self.file.display())))?;
         let ski = Ski::from_spki(&spki).map_err(Failed::new)?;
-        let algorithm = self.algorithm.unwrap_or_else(|| usual(&key));
+        let algorithm = self.algorithm.unwrap_or_else(|| usual(key.family(), key.bits()));
         let opcode = opcode(algorithm).ok_or_else(|| Failed::new("this algorithm has no opcode"))?;
         let input = random_input(algorithm)?;
         Ok(Wanted { key, ski, algorithm, opcode, input })
@@ -203,8 +203,9 @@ fn public_key(file: &Path) -> Result<Vec<u8>, Failed> {
     Ok(parsed.public_key().raw.to_vec())
 }
 
-fn usual(key: &PublicKey) -> Algorithm {
-    match (key.family(), key.bits()) {
+/// What TLS 1.3 uses with this type of key.
+pub(super) fn usual(family: Family, bits: u32) -> Algorithm {
+    match (family, bits) {
         (Family::Rsa, _) => Algorithm::RsaPssSha256,
         (Family::Ecdsa, 384) => Algorithm::EcdsaSha384,
         (Family::Ecdsa, 521) => Algorithm::EcdsaSha512,
@@ -218,7 +219,7 @@ fn opcode(algorithm: Algorithm) -> Option<Opcode> {
 }
 
 /// Random bytes of the length of a digest: what is shown is that the key signs.
-fn random_input(algorithm: Algorithm) -> Result<Vec<u8>, Failed> {
+pub(super) fn random_input(algorithm: Algorithm) -> Result<Vec<u8>, Failed> {
     let mut input = match algorithm.input() {
         Input::Digest(len) => vec![0; len],
         Input::Message => vec![0; 32],

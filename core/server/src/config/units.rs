@@ -19,7 +19,8 @@ const SIZES: [(&str, u64); 5] = [("", 1), ("B", 1), ("KiB", 1 << 10), ("MiB", 1 
 /// Reads a duration as Go's `time.ParseDuration` does, but not a negative one: `500ms`, `1m30s`, `1.5h`, `0`.
 ///
 /// Every number needs its unit, except a lone zero. What is finer than a nanosecond is dropped.
-pub(super) fn duration(text: &str) -> Option<Duration> {
+#[must_use]
+pub fn duration(text: &str) -> Option<Duration> {
     let mut rest = text.strip_prefix('+').unwrap_or(text);
     if rest == "0" {
         return Some(Duration::ZERO);

@@ -2,9 +2,12 @@
 
 use std::process::{Command, Output};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::world::{Files, Server, plugins, skis};
+use crate::{
+    token::Token,
+    world::{Files, Server, hostile, plugins, skis},
+};
 
 fn keystead(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_keystead")).args(arguments).output().unwrap()
@@ -42,7 +45,7 @@ fn check_lists_every_key_and_every_finding_and_fails_where_something_is_wrong() 
     std::fs::remove_file(files.path("keys/bad.key")).unwrap();
     let output = keystead(&["check", "-c", &config, "--json"]);
     assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
-    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(json["errors"], 0);
     assert_eq!(json["stores"][0]["isolation"], "inline");
     let keys = json["stores"][0]["keys"].as_array().unwrap();
@@ -71,7 +74,7 @@ fn check_shows_notes_by_what_they_are_about_and_counts_them_as_nothing() {
                  2 keys passed over\n\n0 errors, 1 warning\n";
     assert!(text.ends_with(block), "{text}");
     let output = keystead(&["check", "-c", &config, "--json"]);
-    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
     let findings = json["stores"][0]["findings"].as_array().unwrap();
     assert_eq!((&findings[0]["severity"], findings[0]["error"].is_object()), (&"warning".into(), true));
     let note = json!({"severity": "note", "subject": "token web", "message": "empty", "hint": ""});
@@ -88,7 +91,103 @@ fn a_note_is_logged_for_who_looks_for_it_and_nobody_else() {
     assert_eq!(about("subject=\"token ").len(), 3, "{log}");
     assert!(about("subject=\"token ").iter().all(|line| line.contains(" DEBUG ")), "{log}");
     assert_eq!(server.status()["stores"][0]["state"], "up");
-    assert_eq!(server.status()["stores"][0]["last_error"], serde_json::Value::Null);
+    assert_eq!(server.status()["stores"][0]["last_error"], Value::Null);
+}
+
+/// Checks and measures, with steps of 50 ms; answers the exit status, the text, and the JSON of the first store.
+fn measured(files: &Files, lines: &str) -> (Option<i32>, String, Value) {
+    let config = files.config(lines).display().to_string();
+    let check = ["check", "-c", &config, "--measure=50ms"];
+    let output = keystead(&check);
+    assert!(stderr(&output).contains("signs with its own keys"), "it says what it does: {}", stderr(&output));
+    let json: Value = serde_json::from_slice(&keystead(&[&check[..], &["--json"]].concat()).stdout).unwrap();
+    (output.status.code(), stdout(&output), json["stores"][0]["measurement"].clone())
+}
+
+/// The calls in flight and the rate of each step of a key.
+fn steps(key: &Value) -> Vec<(u64, f64)> {
+    let steps = key["steps"].as_array().unwrap().iter();
+    steps.map(|step| (step["in_flight"].as_u64().unwrap(), step["per_second"].as_f64().unwrap())).collect()
+}
+
+fn in_flight(key: &Value) -> Vec<u64> {
+    steps(key).iter().map(|(in_flight, _)| *in_flight).collect()
+}
+
+#[test]
+fn check_measures_a_token_and_recommends_lanes() {
+    let files = Files::new();
+    let token = Token::new(&files);
+    for (label, kind) in [("rsa", "rsa:2048"), ("ec", "EC:prime256v1"), ("another", "EC:prime256v1")] {
+        token.generate(label, kind);
+    }
+    let store =
+        token.store(["rsa", "ec", "another"]).replace("operations:", "limits: {lanes: 3}, operations:");
+    let (code, text, json) = measured(&files, &format!("private_key_stores:\n{store}"));
+    assert_eq!(code, Some(0), "{text}");
+    let rows: Vec<Vec<_>> = text.lines().map(|line| line.split_whitespace().take(4).collect()).collect();
+    for row in [["P-256", "ec", "ecdsa-sha256", "3"], ["RSA-2048", "rsa", "rsa-pss-sha256", "1"]] {
+        assert!(rows.contains(&row.to_vec()), "{row:?} is missing in\n{text}");
+    }
+    assert!(text.contains("`limits.lanes: "), "{text}");
+    let keys = json["keys"].as_array().unwrap();
+    let types: Vec<_> = keys.iter().map(|key| (key["type"].as_str().unwrap(), in_flight(key))).collect();
+    assert_eq!(types, [("P-256", vec![1, 2, 3]), ("RSA-2048", vec![1, 2, 3])], "one of each type");
+    for key in keys {
+        assert!(steps(key).iter().all(|(_, per_second)| *per_second > 0.0), "{key}");
+        let milliseconds = &key["steps"][0]["milliseconds"];
+        assert!(milliseconds["p50"].as_f64().unwrap() > 0.0 && key["failed"].is_null(), "{key}");
+    }
+    let recommended = json["recommended_lanes"].as_u64().unwrap();
+    assert!((1..=3).contains(&recommended), "{json}");
+    assert_eq!((&json["lanes"], &json["still_growing"]), (&3.into(), &(recommended == 3).into()));
+}
+
+#[test]
+fn a_store_that_wants_more_lanes_than_it_has_is_told_so() {
+    let files = Files::new();
+    let stores = hostile(&files, "class: blocking, sign: {slow: 20}");
+    let limited = stores.replace("prove: never", "limits: {lanes: 2}");
+    let (code, text, json) = measured(&files, &limited);
+    assert_eq!((code, &json["still_growing"]), (Some(0), &true.into()), "{text}");
+    assert!(text.contains("  warning  `limits.lanes: 2` is the best so far"), "{text}");
+    assert!(text.ends_with("\n0 errors, 1 warning\n"), "{text}");
+    let (_, text, json) = measured(&files, &stores);
+    assert_eq!((&json["lanes"], &json["recommended_lanes"]), (&4.into(), &4.into()), "{text}");
+    assert!(text.contains("more lanes the plugin doesn't take"), "{text}");
+    assert!(text.ends_with("\n0 errors, 0 warnings\n"), "{text}");
+}
+
+#[test]
+fn a_key_that_fails_while_it_is_measured_is_an_error() {
+    let files = Files::new();
+    let stores = hostile(&files, "name: www, class: blocking, sign: {slow: 100}");
+    let hasty = stores.replace("prove: never", "limits: {lanes: 2, deadline: 20ms}");
+    let (code, text, json) = measured(&files, &hasty);
+    let failed = "www: 1 of 1 in flight failed: the plugin did not answer within the deadline";
+    assert!(text.contains(failed) && text.ends_with("\n1 error, 0 warnings\n"), "{text}");
+    assert_eq!((code, &json["recommended_lanes"]), (Some(1), &Value::Null));
+    assert_eq!(json["keys"][0]["failed"]["in_flight"], 1);
+    assert_eq!(json["keys"][0]["steps"], json!([]));
+}
+
+#[test]
+fn inline_keys_are_measured_without_lanes_and_what_may_not_sign_is_named() {
+    let files = Files::new();
+    let dir = files.path("keys").display().to_string();
+    let store =
+        |operation: &str| format!("- {{plugin: file, config: {{dir: {dir}}}, operations: [{operation}]}}\n");
+    let lines = format!("private_key_stores:\n{}{}", store("sign"), store("decrypt"));
+    let (code, text, json) = measured(&files, &lines);
+    assert_eq!((code, &json["recommended_lanes"]), (Some(0), &Value::Null), "{text}");
+    let processors = std::thread::available_parallelism().unwrap().get() as u64;
+    let expected = if processors > 1 { vec![1, processors] } else { vec![1] };
+    assert_eq!((in_flight(&json["keys"][0]), &json["keys"][0]["calls"]), (expected, &"inline".into()));
+    let skipped = text.lines().filter(|line| {
+        line.starts_with("  note     not measured: ")
+            && line.ends_with("the store's `operations` don't have `sign`")
+    });
+    assert_eq!(skipped.count(), 4, "{text}");
 }
 
 #[test]
@@ -118,8 +217,8 @@ fn plugin_list_shows_what_is_found_and_why_some_is_refused() {
     assert_eq!(columns[2][..5], ["text", "-", "refused", "-", "-"], "{text}");
     let output = keystead(&["plugin", "list", "--json", "-c", &config.display().to_string()]);
     assert_eq!(output.status.code(), Some(0));
-    let list: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((&list[0]["name"], &list[0]["refused"]), (&"file".into(), &serde_json::Value::Null));
+    let list: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&list[0]["name"], &list[0]["refused"]), (&"file".into(), &Value::Null));
     assert_eq!(list[0]["contract"], keystead_plugin_api::abi::DRAFT);
     let refused = list[1]["refused"].as_str().unwrap();
     assert!(refused.ends_with("is not an ELF library"), "{refused}");
@@ -147,7 +246,7 @@ fn ping_and_sign_ask_a_running_server() {
         files.write("public.pem", &key.public_key_to_pem().unwrap());
         let output = remote(&["sign", "--json", "--for", &path("public.pem")]);
         assert_eq!(output.status.code(), Some(0), "{name}: {}", stderr(&output));
-        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!((&json["ski"], &json["verified"]), (&ski.to_string().into(), &true.into()));
     }
     let output = remote(&["sign", "--for", &path("client.pem")]);
@@ -171,7 +270,7 @@ fn bench_tells_how_fast_a_server_is_and_fails_where_anything_failed() {
         arguments.extend(["--ca", &ca, "--cert", &cert, "--key", &key, "--json", "--for", subject]);
         arguments.extend(more);
         let output = keystead(&arguments);
-        let json: serde_json::Value =
+        let json: Value =
             serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", stderr(&output)));
         (output.status.code(), json)
     };
@@ -223,8 +322,7 @@ fn json_logs_are_one_object_a_line() {
     let lines: Vec<&str> = errors.lines().filter(|line| !line.starts_with("keystead: error: ")).collect();
     assert!(lines.len() > 1, "{errors}");
     for line in lines {
-        let event: serde_json::Value =
-            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        let event: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
         assert!(event["level"].is_string() && event["message"].is_string(), "{line}");
     }
 }
