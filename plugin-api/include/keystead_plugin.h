@@ -316,7 +316,8 @@ typedef struct keystead_key {
     size_t algorithms_len;
 } keystead_key;
 
-// Something that could not be opened, or that the operator should know.
+// Something that could not be opened, or that the operator should know. The host takes up to 100,000 of a listing, and
+// of each text 1,024 bytes.
 typedef struct keystead_finding {
     // Size of this struct in bytes.
     uint32_t size;

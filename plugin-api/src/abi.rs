@@ -200,7 +200,8 @@ pub struct KeyEntry {
     pub algorithms_len: usize,
 }
 
-/// Something that could not be opened, or that the operator should know.
+/// Something that could not be opened, or that the operator should know. The host takes up to 100,000 of a listing, and
+/// of each text 1,024 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct FindingEntry {

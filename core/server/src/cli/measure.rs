@@ -170,7 +170,8 @@ fn subjects<'a>(
             }),
         }
     }
-    subjects.sort_by_key(|subject| FIRST.iter().position(|kind| *kind == subject.status.kind).unwrap_or(2));
+    let rank = |subject: &Subject| FIRST.iter().position(|kind| *kind == subject.status.kind);
+    subjects.sort_by_key(|subject| rank(subject).unwrap_or(FIRST.len()));
     (subjects, skipped)
 }
 
@@ -343,7 +344,7 @@ impl Measurement {
         let Some(recommended) = self.recommended() else { return };
         let what = format!("`limits.lanes: {recommended}`");
         let (level, said) = match (recommended < self.lanes, self.no_more, self.lanes) {
-            (true, _, _) => ("ok", format!("{what} is recommended: more lanes bring nothing here")),
+            (true, _, _) => ("ok", format!("{what} is recommended: more lanes bring next to nothing here")),
             (_, true, _) => ("ok", format!("{what} is recommended: more lanes the plugin doesn't take")),
             (_, _, 1) => ("warning", format!("{what} leaves nothing to compare: raise it and measure again")),
             _ => (
@@ -454,6 +455,15 @@ mod tests {
         assert_eq!(algorithm(&[Algorithm::RsaRaw, old], pss, &both), Ok(old));
         assert_eq!(algorithm(&[Algorithm::RsaRaw], pss, &both), Err("the key only decrypts"));
         algorithm(&[pss], pss, &[Operation::Decrypt]).unwrap_err();
+    }
+
+    #[test]
+    fn failures_of_a_step_are_counted_by_what_they_say_and_credentials_end_it_all() {
+        let late = Failure::new(Class::Deadline, "late");
+        let wrong = Failure::new(Class::Credentials, "wrong PIN");
+        let step = FailedStep::new(4, &[late.clone(), wrong, late.clone()]);
+        assert_eq!(step.causes, BTreeMap::from([("late".to_owned(), 2), ("wrong PIN".to_owned(), 1)]));
+        assert!(step.refused && !FailedStep::new(1, &[late]).refused);
     }
 
     #[test]
