@@ -42,13 +42,14 @@ pub(crate) const FOR_C: &[Package] = &[
 ];
 
 /// What `cargo xtask test` needs beside both: further compilers for plugins in C, the way to OpenSSL as an independent
-/// judge of signatures, a module that logs calls, Python to install the licence checker, a browser, a judge of alert
-/// rules, and a systemd with something to boot it in.
+/// judge of signatures, a module that logs calls and the header to write one, Python to install the licence checker, a
+/// browser, a judge of alert rules, and a systemd with something to boot it in.
 pub(crate) const FOR_TEST: &[Package] = &[
     Package::new("g++", Sign::Program("g++")),
     Package::new("clang", Sign::Program("clang++")),
     Package::new("pkg-config", Sign::Program("pkg-config")),
     Package::new("opensc-pkcs11", Sign::AnyFile(SPY_MODULES)),
+    Package::new("libp11-kit-dev", Sign::AnyFile(&["/usr/include/p11-kit-1/p11-kit/pkcs11.h"])),
     Package::new("python3-venv", Sign::Answers("python3", &["-c", "import venv, ensurepip"])),
     Package::new("chromium", Sign::Program("chromium")),
     Package::new("fonts-dejavu-core", Sign::AnyFile(&["/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"])),

@@ -59,6 +59,7 @@ fn run_in_child(name: &str) {
     let output = Command::new(env::current_exe().unwrap())
         .args([name, "--exact", "--nocapture"])
         .env("SOFTHSM2_CONF", config)
+        .env("KEYSTEAD_TEST_MODULE_CONTROL", folder.path().join("control"))
         .env("PKCS11SPY", softhsm())
         .env("PKCS11SPY_OUTPUT", folder.path().join("spy"))
         .env(FOLDER, folder.path())
@@ -180,7 +181,8 @@ pub(crate) fn in_process(uris: &[String]) -> Subject {
     let plugins = PluginDir::with(&["keystead-plugin-pkcs11"]);
     let library = plugins.path().join("libkeystead_plugin_pkcs11.so");
     let door = InProcess::load_with(&library, |surroundings| {
-        surroundings.env.extend(["SOFTHSM2_CONF"].map(|name| (name.to_owned(), env::var(name).unwrap())));
+        let names = ["SOFTHSM2_CONF", "KEYSTEAD_TEST_MODULE_CONTROL"];
+        surroundings.env.extend(names.map(|name| (name.to_owned(), env::var(name).unwrap())));
     });
     of_uris(Subject::behind(door), uris)
 }
