@@ -79,8 +79,12 @@ static void no_login(struct token *token, char **words) {
     token->no_login_code = number(words[1]);
 }
 
-static void pin_flags(struct token *token, char **words) {
-    token->pin_flags = number(words[0]);
+static void more_flags(struct token *token, char **words) {
+    token->more_flags = number(words[0]);
+}
+
+static void less_flags(struct token *token, char **words) {
+    token->less_flags = number(words[0]);
 }
 
 static void token_label(struct token *token, char **words) {
@@ -109,7 +113,8 @@ static const struct {
     { "back", 0, back },
     { "back-if-initialised", 1, back_if_initialised },
     { "no-login", 2, no_login },
-    { "pin-flags", 1, pin_flags },
+    { "more-flags", 1, more_flags },
+    { "less-flags", 1, less_flags },
     { "token-label", 1, token_label },
     { "token-manufacturer", 1, token_manufacturer },
     { "token-model", 1, token_model },

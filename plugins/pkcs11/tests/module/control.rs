@@ -2,8 +2,9 @@
 //!
 //! Whatever [`Control`] says holds for calls that begin after it returned, in every process that has the module loaded
 //! at the path in [`VARIABLE`], and in every one that loads it later: a process that is started anew meets the same
-//! faults. What happens once (sessions are forgotten) happens in those that are there. "The next N calls" are N calls in
-//! whichever process; counts are of all processes, dead ones included.
+//! faults. What happens once (sessions are forgotten) happens in those that are there. "The next N calls" are N calls
+//! in whichever process; counts are of all processes, dead ones included. In one process, the module is one: copies of
+//! it in several files would share SoftHSM2.
 //!
 //! Functions go by the names that PKCS#11 has for them, and `any` is all of them. Tokens go by the label that they have
 //! in SoftHSM2, and [`EVERY_TOKEN`] is all of them.
@@ -20,7 +21,7 @@ use std::{
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
-    process::{self, Command},
+    process::Command,
     sync::{
         Arc, LazyLock, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -52,21 +53,10 @@ const SOURCES: [(&str, &str); 7] = [
     ("rules.c", include_str!("rules.c")),
     ("tokens.c", include_str!("tokens.c")),
 ];
+const FLAGS: [&str; 8] =
+    ["-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"];
 /// It stays when it is unloaded, since a thread of its own is in it.
-const FLAGS: [&str; 11] = [
-    "-std=c11",
-    "-D_GNU_SOURCE",
-    "-O1",
-    "-g",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-shared",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-pthread",
-];
-const STAYS_LOADED: &str = "-Wl,-z,nodelete";
+const SHARED: [&str; 4] = ["-shared", "-fPIC", "-fvisibility=hidden", "-Wl,-z,nodelete"];
 const SOFTHSM: [&str; 4] = [
     "/usr/lib/softhsm/libsofthsm2.so",
     "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
@@ -80,15 +70,13 @@ fn build() -> PathBuf {
     let softhsm =
         softhsm.unwrap_or_else(|| panic!("these tests need softhsm2: none of {SOFTHSM:?} is there"));
     let mut hasher = DefaultHasher::new();
-    (HEADERS, SOURCES, FLAGS, softhsm).hash(&mut hasher);
+    (HEADERS, SOURCES, FLAGS, SHARED, softhsm).hash(&mut hasher);
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let library = folder.join(format!("misbehaving-{:016x}.so", hasher.finish()));
     if !library.exists() {
-        let own = folder.join(format!("misbehaving-{}", process::id()));
-        fs::create_dir_all(&own).unwrap();
-        compile(&own, softhsm);
-        fs::rename(own.join("module.so"), &library).unwrap();
-        fs::remove_dir_all(own).unwrap();
+        let own = tempfile::tempdir_in(folder).unwrap();
+        compile(own.path(), softhsm);
+        fs::rename(own.path().join("module.so"), &library).unwrap();
     }
     library
 }
@@ -97,12 +85,21 @@ fn compile(folder: &Path, softhsm: &str) {
     for (name, text) in HEADERS.iter().chain(&SOURCES) {
         fs::write(folder.join(name), text).unwrap();
     }
+    let mut compiler = compiler();
+    compiler.current_dir(folder).args(SHARED).arg(format!("-DSOFTHSM=\"{softhsm}\""));
+    said(compiler.args(SOURCES.map(|(name, _)| name)).args(["-o", "module.so"]));
+}
+
+/// Compiles a program in C that uses PKCS#11.
+pub(crate) fn compile_program(source: &Path, program: &Path) {
+    said(compiler().arg(source).arg("-o").arg(program));
+}
+
+fn compiler() -> Command {
     let flags = said(Command::new("pkg-config").args(["--cflags", "p11-kit-1"]));
     let mut compiler = Command::new("cc");
-    compiler.current_dir(folder).args(FLAGS).arg(STAYS_LOADED).arg(format!("-DSOFTHSM=\"{softhsm}\""));
-    said(
-        compiler.args(flags.split_whitespace()).args(["-o", "module.so"]).args(SOURCES.map(|(name, _)| name)),
-    );
+    compiler.args(FLAGS).args(flags.split_whitespace());
+    compiler
 }
 
 fn said(command: &mut Command) -> String {
@@ -185,7 +182,7 @@ impl Control {
         self.release(function);
     }
 
-    /// Calls hang until [`Self::release`].
+    /// Calls hang until [`Self::release`]; after a minute, the process aborts.
     pub(crate) fn hangs(&self, function: &str) {
         self.hangs_next(u64::MAX, function);
     }
@@ -259,7 +256,8 @@ impl Control {
 
     // ---- What a token does ----
 
-    /// It has no more than so many sessions in a process (CKR_SESSION_COUNT); 0: as many as are wanted. It doesn't say so.
+    /// It has no more than so many sessions in a process (CKR_SESSION_COUNT); 0: as many as are wanted. It doesn't say
+    /// so.
     pub(crate) fn limits_sessions(&self, token: &str, most: u64) {
         self.holds(&["limit", token], &[&most, &0]);
     }
@@ -285,8 +283,8 @@ impl Control {
         self.holds(&["stale", token], &[&code]);
     }
 
-    /// Nobody is logged in any more. Private keys can't be seen, their handles are good no more, and to begin a signature
-    /// is answered with CKR_USER_NOT_LOGGED_IN until the next login.
+    /// Nobody is logged in any more. Private keys can't be seen, their handles are good no more, and to begin a
+    /// signature is answered with CKR_USER_NOT_LOGGED_IN until the next login.
     pub(crate) fn forgets_login(&self, token: &str) {
         self.once(&format!("forget-login\t{token}"));
     }
@@ -314,9 +312,15 @@ impl Control {
         self.holds(&["no-login", token], &[&pin, &code]);
     }
 
-    /// Flags of its CK_TOKEN_INFO beside SoftHSM2's. With CKF_USER_PIN_LOCKED every login is answered with CKR_PIN_LOCKED.
-    pub(crate) fn pin_flags(&self, token: &str, flags: u64) {
-        self.holds(&["pin-flags", token], &[&flags]);
+    /// Flags of its CK_TOKEN_INFO beside SoftHSM2's. With CKF_USER_PIN_LOCKED every login is answered with
+    /// CKR_PIN_LOCKED.
+    pub(crate) fn shows_flags(&self, token: &str, flags: u64) {
+        self.holds(&["more-flags", token], &[&flags]);
+    }
+
+    /// Flags that its CK_TOKEN_INFO hasn't, though SoftHSM2's has.
+    pub(crate) fn lacks_flags(&self, token: &str, flags: u64) {
+        self.holds(&["less-flags", token], &[&flags]);
     }
 
     /// What it is called in place of the label that it has in SoftHSM2; to this module's test it still is that one.

@@ -115,7 +115,7 @@ static void show_token(const struct token *token, CK_TOKEN_INFO *info) {
     show(info->label, sizeof info->label, token->shown_label);
     show(info->manufacturerID, sizeof info->manufacturerID, token->shown_manufacturer);
     show(info->model, sizeof info->model, token->shown_model);
-    info->flags |= token->pin_flags;
+    info->flags = (info->flags | token->more_flags) & ~token->less_flags;
     if (token->no_login[0] != '\0') info->flags &= ~CKF_LOGIN_REQUIRED;
     if (token->limit_told) info->ulMaxSessionCount = info->ulMaxRwSessionCount = token->limit;
 }
@@ -260,7 +260,7 @@ static CK_RV prove(struct call *call, const CK_BYTE *pin, CK_ULONG pin_len) {
 
 static CK_RV check_user(const struct token *token, CK_USER_TYPE user) {
     if (token->no_login[0] != '\0') return token->no_login_code;
-    if (token->pin_flags & CKF_USER_PIN_LOCKED) return CKR_PIN_LOCKED;
+    if (token->more_flags & CKF_USER_PIN_LOCKED) return CKR_PIN_LOCKED;
     if (user == CKU_USER) return settings.vendor_user_only ? CKR_USER_TYPE_INVALID : CKR_OK;
     return settings.vendor_user != 0 && user == settings.vendor_user ? CKR_OK : CKR_USER_TYPE_INVALID;
 }
@@ -286,7 +286,7 @@ static void remember(struct token *token, CK_USER_TYPE user, const CK_BYTE *pin,
 static void watch_login(struct call *call) {
     CK_TOKEN_INFO info;
     CK_RV rv = softhsm->C_GetTokenInfo(call->session->slot, &info);
-    if (rv == CKR_OK && (info.flags | call->token->pin_flags) & CKF_USER_PIN_FINAL_TRY)
+    if (rv == CKR_OK && (info.flags | call->token->more_flags) & CKF_USER_PIN_FINAL_TRY)
         violation("C_Login: it was the last try before the PIN is locked");
 }
 

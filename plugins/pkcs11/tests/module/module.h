@@ -96,7 +96,7 @@ struct token {
     bool limit_told;
     unsigned forgotten;      // how often its object handles were
     CK_RV stale;             // the answer to a handle that isn't good any more
-    CK_FLAGS pin_flags;      // told beside SoftHSM2's
+    CK_FLAGS more_flags, less_flags; // told beside SoftHSM2's, and not told
     char shown_label[33], shown_manufacturer[33], shown_model[17]; // instead of SoftHSM2's, where not empty
     char no_login[256];      // the PIN by which the module logs in, so that nobody else has to
     CK_RV no_login_code;     // what C_Login answers then

@@ -36,14 +36,15 @@ macro_rules! on_softhsm {
     ($name:ident, $test:expr) => {
         #[test]
         fn $name() {
-            $crate::bench::run(stringify!($name), $test);
+            $crate::bench::run(concat!(module_path!(), "::", stringify!($name)), $test);
         }
     };
 }
 pub(crate) use on_softhsm;
 
 /// Runs a test in a child process on a fresh folder, or, in that process, for real.
-pub(crate) fn run(name: &str, test: fn(&Bench)) {
+pub(crate) fn run(path: &str, test: fn(&Bench)) {
+    let (_crate, name) = path.split_once("::").unwrap();
     match env::var_os(FOLDER) {
         Some(folder) => test(&Bench { folder: folder.into() }),
         None => run_in_child(name),
