@@ -132,6 +132,7 @@ impl Backend for Pkcs11 {
             }
         }
         listing.findings.extend(self.tokens.iter().flat_map(remarks));
+        listing.findings.extend(store::notes(&self.tokens));
         *lock(&self.marks) = marks;
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = now;
         Ok(listing)
@@ -374,7 +375,7 @@ fn chosen(entry: &Entry, candidates: Vec<Candidate>, findings: &mut Vec<Finding>
         match Key::new(entry, candidate) {
             Ok(key) => keys.push(Arc::new(key)),
             Err(problem) if alone => findings.push(problem.finding(&entry.subject)),
-            Err(problem) => findings.push(problem.warning(&format!("{}, key `{label}`", entry.subject))),
+            Err(problem) => findings.push(problem.passed_over(&format!("{}, key `{label}`", entry.subject))),
         }
     }
     keys

@@ -5,7 +5,7 @@
 //! DigestInfo made here, CKM_RSA_PKCS_PSS, CKM_ECDSA, CKM_EDDSA; and CKM_RSA_X_509, for raw decryption and, where the
 //! operator allows it, for signatures of which the token lacks the padding.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
 use cryptoki::mechanism::{
     Mechanism, MechanismType,
@@ -69,6 +69,25 @@ impl Allowed {
             ecdsa: self.ecdsa && other.ecdsa,
             eddsa: self.eddsa && other.eddsa,
         }
+    }
+}
+
+impl fmt::Display for Allowed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rsa_pkcs, rsa_pss, rsa_raw, rsa_padded, ecdsa, eddsa } = *self;
+        let names: Vec<_> = [
+            (rsa_pkcs, "CKM_RSA_PKCS"),
+            (rsa_pss, "CKM_RSA_PKCS_PSS"),
+            (rsa_raw, "CKM_RSA_X_509 (decrypt)"),
+            (rsa_padded, "CKM_RSA_X_509 (sign, padded here)"),
+            (ecdsa, "CKM_ECDSA"),
+            (eddsa, "CKM_EDDSA"),
+        ]
+        .into_iter()
+        .filter_map(|(allowed, name)| allowed.then_some(name))
+        .collect();
+        f.write_str(if names.is_empty() { "none" } else { "" })?;
+        f.write_str(&names.join(", "))
     }
 }
 

@@ -261,6 +261,22 @@ impl Module {
         self.library.get_library_info().ok()
     }
 
+    /// What it says of itself, and what is in its slots, a line each.
+    pub(crate) fn describe(&self) -> Vec<String> {
+        let library = self.info().map(|library| {
+            let (version, standard) = (library.library_version(), library.cryptoki_version());
+            let (description, maker) = (library.library_description(), library.manufacturer_id());
+            format!("`{description}` {version} by `{maker}`, PKCS#11 {standard}")
+        });
+        let Ok(lease) = self.lease() else { return library.into_iter().collect() };
+        let slots =
+            self.tokens(&lease).unwrap_or_default().into_iter().map(|Present { slot, token, .. }| {
+                let (label, serial, model) = (token.label(), token.serial_number(), token.model());
+                format!("slot {}: token `{label}` (serial {serial}, model `{model}`)", slot.id())
+            });
+        library.into_iter().chain(slots).collect()
+    }
+
     /// Serialises logins, so that a PIN which is just being refused isn't presented by another store meanwhile.
     pub(crate) fn login_turn(&self) -> MutexGuard<'_, ()> {
         self.login.lock().unwrap_or_else(PoisonError::into_inner)

@@ -27,6 +27,11 @@ impl Problem {
         Finding { severity: Severity::Error, subject: subject.to_owned(), error, hint: self.hint }
     }
 
+    /// Why one of many was passed over.
+    pub(crate) fn passed_over(self, subject: &str) -> Finding {
+        Finding { hint: self.hint, ..Finding::note(subject, format!("passed over: {}", self.error)) }
+    }
+
     /// Something to know about an entry that is.
     pub(crate) fn warning(self, subject: &str) -> Finding {
         Finding { severity: Severity::Warning, ..self.finding(subject) }

@@ -33,8 +33,28 @@ pub(crate) struct Session {
 
 /// The sessions of one token.
 pub(crate) struct Pool {
-    idle: Mutex<Vec<Session>>,
+    idle: Mutex<Idle>,
     gate: Gate,
+}
+
+/// Sessions that nobody works with, the longest idle first.
+#[derive(Default)]
+struct Idle {
+    sessions: Vec<Session>,
+    /// Those of generations before are worth nothing, and closed instead of kept.
+    generation: u64,
+}
+
+impl Idle {
+    /// Keeps a session, or gives it back where it is worth nothing. Nothing may stay behind from before: it would keep
+    /// the module from being initialised anew.
+    fn keep(&mut self, session: Session) -> Option<Session> {
+        if session.generation < self.generation {
+            return Some(session);
+        }
+        self.sessions.push(session);
+        None
+    }
 }
 
 impl Pool {
@@ -72,7 +92,7 @@ impl Pool {
         };
         let done = work(&mut session);
         match done.as_ref().err().is_none_or(ckr::spares_session) {
-            true => self.idle().push(session),
+            true => self.keep(session),
             false => drop(session),
         }
         drop(pass); // only now, so that whoever is next finds the session, or room for a new one
@@ -82,16 +102,16 @@ impl Pool {
     /// Does something with each session that nobody works with, the longest idle first; one for which it fails is
     /// closed. As long as lanes are waiting, none is idle.
     pub(crate) fn touch(&self, generation: u64, mut work: impl FnMut(&Session) -> bool) {
-        let all = self.idle().len();
+        let all = self.idle().sessions.len();
         for _ in 0..all {
             let Some(pass) = self.gate.try_enter() else { return };
             let oldest = {
-                let mut idle = self.idle();
-                if idle.is_empty() { None } else { Some(idle.remove(0)) }
+                let sessions = &mut self.idle().sessions;
+                if sessions.is_empty() { None } else { Some(sessions.remove(0)) }
             };
             let Some(session) = oldest.filter(|session| session.generation == generation) else { continue };
             match work(&session) {
-                true => self.idle().push(session),
+                true => self.keep(session),
                 false => drop(session),
             }
             drop(pass);
@@ -105,21 +125,35 @@ impl Pool {
 
     /// Closes the sessions that nobody works with.
     pub(crate) fn close(&self) {
-        let idle = std::mem::take(&mut *self.idle());
-        drop(idle); // unlocked: closing a session on a device that is gone may take long
+        self.begin(0);
+    }
+
+    /// Likewise, and from now on those of generations before that one as soon as nobody works with them.
+    pub(crate) fn begin(&self, generation: u64) {
+        let sessions = {
+            let mut idle = self.idle();
+            idle.generation = idle.generation.max(generation);
+            std::mem::take(&mut idle.sessions)
+        };
+        drop(sessions); // unlocked: closing a session on a device that is gone may take long
+    }
+
+    fn keep(&self, session: Session) {
+        let worthless = self.idle().keep(session);
+        drop(worthless); // unlocked, as above
     }
 
     /// An idle session of a generation; those of others are worth nothing, and closed.
     fn pop(&self, generation: u64) -> Option<Session> {
         loop {
-            let session = self.idle().pop()?;
+            let session = self.idle().sessions.pop()?;
             if session.generation == generation {
                 return Some(session);
             }
         }
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Session>> {
+    fn idle(&self) -> MutexGuard<'_, Idle> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -89,6 +89,23 @@ pub(crate) fn modules(config: &serde_json::Value) -> Option<String> {
     (!names.is_empty()).then(|| names.join(", "))
 }
 
+/// What is worth knowing where all is well: the modules, what is in their slots, and what the tokens in use can do.
+pub(crate) fn notes(tokens: &[Arc<Token>]) -> Vec<Finding> {
+    let mut notes = Vec::new();
+    let mut told = BTreeSet::new();
+    for token in tokens.iter().filter(|token| told.insert(token.module().path())) {
+        let module = token.module();
+        let subject = format!("module `{}`", module.path().display());
+        let lines = module.describe().into_iter().chain([format!("profile {}", token.profile().name)]);
+        notes.extend(lines.map(|line| Finding::note(&subject, line)));
+    }
+    for token in tokens {
+        let subject = format!("token `{}`", token.name());
+        notes.extend(token.describe().into_iter().map(|line| Finding::note(&subject, line)));
+    }
+    notes
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {

@@ -189,6 +189,27 @@ impl Token {
         self.profile().lanes().min(sessions)
     }
 
+    /// How it is and what it can do, a line each.
+    pub(crate) fn describe(&self) -> Vec<String> {
+        if self.is_lost() {
+            return vec![self.is_gone().to_string()];
+        }
+        let state = self.anchor().as_ref().and_then(|session| self.info(session).ok());
+        let login = match state.map(is_public) {
+            Some(false) => "logged in",
+            Some(true) if self.settings.pin.is_given() => "not logged in: it needs no login",
+            Some(true) => "not logged in: no PIN is given",
+            None => "its state can't be had",
+        };
+        let sessions = lock(&self.seat).as_ref().map_or(u32::MAX, |seat| seat.sessions);
+        let sessions = if sessions == u32::MAX { "no limit".to_owned() } else { sessions.to_string() };
+        vec![
+            login.to_owned(),
+            format!("sessions for lanes: {sessions}; lanes advised: {}", self.lanes()),
+            format!("mechanisms in use: {}", self.allowed()),
+        ]
+    }
+
     /// Takes the token that is there now: opens the anchor session and logs in, once.
     ///
     /// # Errors
@@ -262,7 +283,6 @@ impl Token {
         self.miss(cause);
         self.begin_generation();
         *anchor = None;
-        self.pool.close();
         self.module.recover();
     }
 
@@ -358,7 +378,10 @@ impl Token {
 
     fn revive_or_lose(&self, anchor: &mut Option<Session>) -> Result<(), Error> {
         self.revive(anchor).map_err(|problem| {
-            self.lose(anchor, problem.clone());
+            // A token that has no session left is there all the same.
+            if problem.error.code != Code::Throttled {
+                self.lose(anchor, problem.clone());
+            }
             problem.error
         })
     }
@@ -367,7 +390,13 @@ impl Token {
     fn revive(&self, anchor: &mut Option<Session>) -> Result<(), Problem> {
         let session = match anchor.take().filter(|session| self.info(session).is_ok()) {
             Some(session) => session,
-            None => self.open_own_session(self.module.lease()?)?,
+            None => self.open_own_session(self.module.lease()?).or_else(|error| {
+                if error.code != Code::Throttled {
+                    return Err(error);
+                }
+                self.pool.close(); // the login comes before what lanes have put aside
+                self.open_own_session(self.module.lease()?)
+            })?,
         };
         if is_public(self.info(&session)?) {
             self.login(&session)?;
@@ -378,7 +407,8 @@ impl Token {
 
     fn begin_generation(&self) {
         lock(&self.handles).clear();
-        self.generation.fetch_add(1, Ordering::AcqRel);
+        let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1;
+        self.pool.begin(generation);
     }
 
     /// A handle that another session has found, where that is good in all of them.
@@ -462,7 +492,7 @@ impl Token {
     /// Closes the sessions that nobody works with. There is no C_Logout: it would log every store out.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
-        self.pool.close();
+        self.pool.begin(u64::MAX);
         if let Ok(mut anchor) = self.anchor.try_lock() {
             *anchor = None;
         }

@@ -114,7 +114,7 @@ pub(super) async fn measure(
     allowed: &[Operation],
     terms: Terms,
 ) -> Measurement {
-    let lanes = store.store().limits().lanes;
+    let lanes = store.store().load().lanes;
     let most = store.store().description().and_then(|description| description.lanes_max);
     let (subjects, skipped) = subjects(store, keys, allowed, terms);
     let mut measurement = Measurement {

@@ -7,6 +7,7 @@
 mod bench;
 mod control;
 mod plugin;
+mod recovery;
 mod vendors;
 
 use std::{
@@ -282,7 +283,11 @@ on_softhsm!(calls_hang_until_they_are_released, |bench| {
     caller.control.hangs_next(1, "C_Sign");
     thread::scope(|scope| {
         let hanging = scope.spawn(move || sign(&session, key).unwrap());
-        caller.control.wait_until("a call hangs", |control| control.inside("C_Sign") == 1);
+        // Not the call that only asks for the length, which comes first and hangs in nothing.
+        caller.control.wait_until("a call hangs", |control| {
+            control.calls("C_Sign") == 1 && control.inside("C_Sign") == 1
+        });
+        thread::sleep(Duration::from_millis(20)); // it has begun, and now it hangs
         // Others go on, also in the same function.
         let other = caller.session();
         sign(&other, find(&other, ObjectClass::PRIVATE_KEY)[0]).unwrap();

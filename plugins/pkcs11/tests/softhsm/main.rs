@@ -49,7 +49,8 @@ on_softhsm!(passes_the_conformance_suite, |bench| {
     conformance::run(&subject);
     conformance::run(&in_process(&uris));
     let listing = subject.open().unwrap().listing().unwrap();
-    assert!(listing.findings.is_empty(), "{:?}", listing.findings);
+    let faults = listing.findings.iter().filter(|finding| finding.severity != Severity::Note);
+    assert_eq!(faults.count(), 0, "{:?}", listing.findings);
     for (_, label, family) in types {
         assert_eq!(key(&listing, label).algorithms, Algorithm::of(family).collect::<Vec<_>>(), "{label}");
     }
@@ -215,7 +216,8 @@ on_softhsm!(one_session_serves_eight_lanes_and_is_reported_as_the_bottleneck, |b
         store(&[format!("{}&max-sessions=1", uri_at(&spy(), "keys", "object=rsa", PIN))]).open().unwrap();
     let listing = session.listing().unwrap();
     let rsa = key(&listing, "rsa");
-    assert!(listing.findings.is_empty(), "{:?}", listing.findings);
+    let faults = listing.findings.iter().filter(|finding| finding.severity != Severity::Note);
+    assert_eq!(faults.count(), 0, "{:?}", listing.findings);
     let before = session.health().unwrap();
     let start = Arc::new(Barrier::new(8));
     thread::scope(|scope| {

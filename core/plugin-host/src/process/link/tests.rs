@@ -276,7 +276,7 @@ async fn what_the_server_asks_of_a_process_does_not_count_as_its_answers() {
     rig.link.desk.attach(0, services_with(OneSecret(64 << 10)));
     let config = vec![0; 3 << 20];
     let about = || About::new("opening", "store");
-    let order = |call| Order::Open { call, plugin: 0, store: 0, level: 0, config: &config };
+    let order = |call| Order::Open { call, plugin: 0, store: 0, level: 0, lanes: None, config: &config };
     for _ in 0..8 {
         rig.link.call(Expects::Done, None, about(), config.len(), order).unwrap();
     }
