@@ -42,12 +42,15 @@ pub(crate) const FOR_C: &[Package] = &[
 ];
 
 /// What `cargo xtask test` needs beside both: further compilers for plugins in C, the way to OpenSSL as an independent
-/// judge of signatures, a module that logs calls and the header to write one, Python to install the licence checker, a
-/// browser, a judge of alert rules, and a systemd with something to boot it in.
+/// judge of signatures, a module that logs calls, one that hands them to a server, and the header to write one, Python to
+/// install the licence checker, a browser, a judge of alert rules, and a systemd with something to boot it in.
 pub(crate) const FOR_TEST: &[Package] = &[
     Package::new("g++", Sign::Program("g++")),
     Package::new("clang", Sign::Program("clang++")),
     Package::new("pkg-config", Sign::Program("pkg-config")),
+    Package::new("p11-kit", Sign::Program("p11-kit")),
+    Package::new("p11-kit-modules", Sign::AnyFile(REMOTE_MODULES)),
+    Package::new("procps", Sign::Program("pkill")),
     Package::new("opensc-pkcs11", Sign::AnyFile(SPY_MODULES)),
     Package::new("libp11-kit-dev", Sign::AnyFile(&["/usr/include/p11-kit-1/p11-kit/pkcs11.h"])),
     Package::new("python3-venv", Sign::Answers("python3", &["-c", "import venv, ensurepip"])),
@@ -73,6 +76,13 @@ const SPY_MODULES: &[&str] = &[
     "/usr/lib/aarch64-linux-gnu/pkcs11-spy.so",
     "/usr/lib/x86_64-linux-gnu/pkcs11/pkcs11-spy.so",
     "/usr/lib64/pkcs11/pkcs11-spy.so",
+];
+
+/// Where distributions put the module that hands each call to a server.
+const REMOTE_MODULES: &[&str] = &[
+    "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so",
+    "/usr/lib/aarch64-linux-gnu/pkcs11/p11-kit-client.so",
+    "/usr/lib64/pkcs11/p11-kit-client.so",
 ];
 
 /// Installs those of the packages that are missing: as root or through `sudo -n`, by one line of apt.

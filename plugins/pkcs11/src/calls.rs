@@ -17,17 +17,21 @@ use cryptoki_sys::{
     CK_BYTE, CK_FUNCTION_LIST, CK_MECHANISM, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_ULONG, CKR_OK,
     Pkcs11,
 };
+use zeroize::Zeroizing;
 
-/// A module's functions for signing and decrypting.
+/// How a module signs and decrypts.
 #[derive(Clone, Copy)]
-pub(crate) struct Calls {
-    signing: Pair,
-    decrypting: Pair,
+pub(crate) enum Calls {
+    /// By its functions, signing and decrypting, in two calls.
+    Two(Pair, Pair),
+    /// By cryptoki, in three: a library that makes a new list of functions for whoever asks (those of p11-kit) has a
+    /// state of its own behind each, and only cryptoki's is initialised.
+    Three,
 }
 
 /// What begins an operation, and what carries it out in one part.
 #[derive(Clone, Copy)]
-struct Pair {
+pub(crate) struct Pair {
     init: Init,
     single: Single,
     names: (Function, Function),
@@ -42,18 +46,18 @@ impl Calls {
     ///
     /// # Errors
     ///
-    /// Where it has none.
+    /// Where its list of functions can't be had, or lacks one of these.
     pub(crate) fn of(library: &Path) -> Result<Self> {
         // SAFETY: the library is in the process already, so nothing of it is run by this.
         let library = unsafe { Pkcs11::new(library) }.map_err(Failure::LibraryLoading)?;
         let library: &'static Pkcs11 = Box::leak(Box::new(library)); // its functions are used to the end
         if library.C_GetFunctionList.is_err() {
-            return Err(Failure::MissingSymbol("C_GetFunctionList"));
+            return Ok(Self::Three); // cryptoki has found another way in
         }
-        let mut list: *mut CK_FUNCTION_LIST = std::ptr::null_mut();
-        // SAFETY: the function is there, and writes a pointer to where it is told.
-        let answer = unsafe { library.C_GetFunctionList(&raw mut list) };
-        Rv::from(answer).into_result(Function::GetFunctionList)?;
+        let (list, again) = (list_of(library)?, list_of(library)?);
+        if list != again {
+            return Ok(Self::Three);
+        }
         if list.is_null() {
             return Err(Failure::NullFunctionPointer);
         }
@@ -62,18 +66,16 @@ impl Calls {
         let list = unsafe { list.read_unaligned() };
         let there = |function: Option<Init>| function.ok_or(Failure::NullFunctionPointer);
         let single = |function: Option<Single>| function.ok_or(Failure::NullFunctionPointer);
-        Ok(Self {
-            signing: Pair {
-                init: there(list.C_SignInit)?,
-                single: single(list.C_Sign)?,
-                names: (Function::SignInit, Function::Sign),
-            },
-            decrypting: Pair {
-                init: there(list.C_DecryptInit)?,
-                single: single(list.C_Decrypt)?,
-                names: (Function::DecryptInit, Function::Decrypt),
-            },
-        })
+        let names = (Function::SignInit, Function::Sign);
+        let signing = Pair { init: there(list.C_SignInit)?, single: single(list.C_Sign)?, names };
+        let names = (Function::DecryptInit, Function::Decrypt);
+        let decrypting = Pair { init: there(list.C_DecryptInit)?, single: single(list.C_Decrypt)?, names };
+        Ok(Self::Two(signing, decrypting))
+    }
+
+    /// Whether something can be done between the beginning of an operation and its end.
+    pub(crate) fn can_log_in_between(&self) -> bool {
+        matches!(self, Self::Two(..))
     }
 
     /// Signs `data`; answers how much of `out` the signature takes. `between` is done once the operation has begun.
@@ -90,7 +92,10 @@ impl Calls {
         out: &mut [u8],
         between: impl FnOnce() -> Result<()>,
     ) -> Result<usize> {
-        self.signing.perform(session, mechanism, key, data, out, between)
+        match self {
+            Self::Two(signing, _) => signing.perform(session, mechanism, key, data, out, between),
+            Self::Three => fill(out, &session.sign(mechanism, key, data)?, Function::Sign),
+        }
     }
 
     /// Decrypts `data` likewise.
@@ -107,8 +112,29 @@ impl Calls {
         out: &mut [u8],
         between: impl FnOnce() -> Result<()>,
     ) -> Result<usize> {
-        self.decrypting.perform(session, mechanism, key, data, out, between)
+        match self {
+            Self::Two(_, decrypting) => decrypting.perform(session, mechanism, key, data, out, between),
+            Self::Three => {
+                let plain = Zeroizing::new(session.decrypt(mechanism, key, data)?);
+                fill(out, &plain, Function::Decrypt)
+            }
+        }
     }
+}
+
+/// The list of functions that a library hands out.
+fn list_of(library: &Pkcs11) -> Result<*mut CK_FUNCTION_LIST> {
+    let mut list = std::ptr::null_mut();
+    // SAFETY: the caller has seen that the function is there; it writes a pointer to where it is told.
+    let answer = unsafe { library.C_GetFunctionList(&raw mut list) };
+    Rv::from(answer).into_result(Function::GetFunctionList)?;
+    Ok(list)
+}
+
+fn fill(out: &mut [u8], answer: &[u8], function: Function) -> Result<usize> {
+    let room = out.get_mut(..answer.len()).ok_or(Failure::Pkcs11(RvError::BufferTooSmall, function))?;
+    room.copy_from_slice(answer);
+    Ok(answer.len())
 }
 
 impl Pair {

@@ -411,6 +411,11 @@ impl Key {
     fn new(entry: &Entry, candidate: Candidate) -> Result<Self, Problem> {
         let Candidate { label, name, usable, .. } = candidate;
         let Usable { public, allowed, authenticates } = usable?;
+        if authenticates && !entry.token.module().calls().can_log_in_between() {
+            let what = "the key wants a PIN before each use (CKA_ALWAYS_AUTHENTICATE), and this module leaves no room";
+            let hint = "name the vendor's own library instead of p11-kit's";
+            return Err(Problem::new(Error::new(Code::Unsupported, what)).hint(hint));
+        }
         let allowed = allowed.and(entry.token.allowed());
         let algorithms = public.kind.algorithms(allowed);
         if algorithms.is_empty() {

@@ -28,6 +28,9 @@ pub(crate) static TABLE: BackendTable = kit::table::<Pkcs11>();
 /// The user PIN of every token made here.
 pub(crate) const PIN: &str = "4711-user-pin";
 
+/// The socket of p11-kit's server, in a test's folder.
+pub(crate) const REMOTE: &str = "p11-kit";
+
 /// Where the child finds its folder.
 const FOLDER: &str = "KEYSTEAD_TEST_FOLDER";
 
@@ -63,6 +66,7 @@ fn run_in_child(name: &str) {
         .env("KEYSTEAD_TEST_MODULE_CONTROL", folder.path().join("control"))
         .env("PKCS11SPY", softhsm())
         .env("PKCS11SPY_OUTPUT", folder.path().join("spy"))
+        .env("P11_KIT_SERVER_ADDRESS", format!("unix:path={}", folder.path().join(REMOTE).display()))
         .env(FOLDER, folder.path())
         .output()
         .unwrap();
@@ -104,6 +108,11 @@ impl Bench {
         path
     }
 
+    /// Where a file of the folder is, or would be.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
     /// Takes every token away, as if the device were unplugged.
     pub(crate) fn unplug(&self) {
         fs::rename(self.folder.join("tokens"), self.folder.join("unplugged")).unwrap();
@@ -131,7 +140,7 @@ pub(crate) fn spy() -> PathBuf {
     installed("opensc", &["/usr/lib/x86_64-linux-gnu/pkcs11-spy.so", "/usr/lib64/pkcs11-spy.so"])
 }
 
-fn installed(package: &str, places: &[&str]) -> PathBuf {
+pub(crate) fn installed(package: &str, places: &[&str]) -> PathBuf {
     let found = places.iter().map(Path::new).find(|path| path.exists());
     found
         .unwrap_or_else(|| panic!("these tests need the package {package}: none of {places:?} is there"))
@@ -182,7 +191,7 @@ pub(crate) fn in_process(uris: &[String]) -> Subject {
     let plugins = PluginDir::with(&["keystead-plugin-pkcs11"]);
     let library = plugins.path().join("libkeystead_plugin_pkcs11.so");
     let door = InProcess::load_with(&library, |surroundings| {
-        let names = ["SOFTHSM2_CONF", "KEYSTEAD_TEST_MODULE_CONTROL"];
+        let names = ["SOFTHSM2_CONF", "KEYSTEAD_TEST_MODULE_CONTROL", "P11_KIT_SERVER_ADDRESS"];
         surroundings.env.extend(names.map(|name| (name.to_owned(), env::var(name).unwrap())));
     });
     of_uris(Subject::behind(door), uris)
