@@ -42,14 +42,17 @@ pub(crate) const FOR_C: &[Package] = &[
 ];
 
 /// What `cargo xtask test` needs beside both: further compilers for plugins in C, the way to OpenSSL as an independent
-/// judge of signatures, a module that logs calls, one that hands them to a server, and the header to write one, Python to
-/// install the licence checker, a browser, a judge of alert rules, and a systemd with something to boot it in.
+/// judge of signatures, a module that logs calls, one that hands them to a server, the header to write one, a TPM in
+/// software, Python to install the licence checker, a browser, a judge of alert rules, and a systemd with something to boot it in.
 pub(crate) const FOR_TEST: &[Package] = &[
     Package::new("g++", Sign::Program("g++")),
     Package::new("clang", Sign::Program("clang++")),
     Package::new("pkg-config", Sign::Program("pkg-config")),
     Package::new("p11-kit", Sign::Program("p11-kit")),
     Package::new("p11-kit-modules", Sign::AnyFile(REMOTE_MODULES)),
+    Package::new("swtpm", Sign::Program("swtpm")),
+    Package::new("tpm2-tools", Sign::Program("tpm2_flushcontext")),
+    Package::new("libtpm2-pkcs11-1", Sign::AnyFile(TPM_MODULES)),
     Package::new("procps", Sign::Program("pkill")),
     Package::new("opensc-pkcs11", Sign::AnyFile(SPY_MODULES)),
     Package::new("libp11-kit-dev", Sign::AnyFile(&["/usr/include/p11-kit-1/p11-kit/pkcs11.h"])),
@@ -83,6 +86,13 @@ const REMOTE_MODULES: &[&str] = &[
     "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so",
     "/usr/lib/aarch64-linux-gnu/pkcs11/p11-kit-client.so",
     "/usr/lib64/pkcs11/p11-kit-client.so",
+];
+
+/// Where distributions put the module for keys in a TPM.
+const TPM_MODULES: &[&str] = &[
+    "/usr/lib/x86_64-linux-gnu/libtpm2_pkcs11.so.1",
+    "/usr/lib/aarch64-linux-gnu/libtpm2_pkcs11.so.1",
+    "/usr/lib64/pkcs11/libtpm2_pkcs11.so.0",
 ];
 
 /// Installs those of the packages that are missing: as root or through `sudo -n`, by one line of apt.

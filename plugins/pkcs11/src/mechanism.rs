@@ -147,9 +147,7 @@ impl KeyKind {
                 false => Ok((Mechanism::RsaX509, pss::encode(modulus, input)?.into())),
             },
             (Self::Rsa { .. }, None) => Err(Error::unsupported(algorithm)),
-            // Tokens differ in what they do with a digest longer than the order; FIPS 186-5 section 6.4.1 takes the
-            // leftmost bits, and all orders here are either whole bytes long or longer than any digest (P-521).
-            (Self::Ec { order }, _) => Ok((Mechanism::Ecdsa, input.get(..*order).unwrap_or(input).into())),
+            (Self::Ec { order }, _) => Ok((Mechanism::Ecdsa, as_long_as(*order, input))),
             // Without parameters (PKCS#11 v3.1 section 2.3.14): some modules know no other way.
             (Self::Ed25519, _) => {
                 Ok((Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Pure)), input.into()))
@@ -268,6 +266,17 @@ impl Padding {
     }
 }
 
+/// A digest as long as the order. Tokens differ in what they do with a longer one; FIPS 186-5 section 6.4.1 takes the
+/// leftmost bits, and all orders here are either whole bytes long or longer than any digest (P-521). Some want a length
+/// that they know (a TPM); zeros before it don't change its number.
+fn as_long_as(order: usize, digest: &[u8]) -> Cow<'_, [u8]> {
+    match digest.get(..order) {
+        Some(leftmost) => leftmost.into(),
+        None if order > 64 => digest.into(),
+        None => padded(digest, order).map_or(digest.into(), Cow::Owned),
+    }
+}
+
 /// EMSA-PKCS1-v1_5 (RFC 8017 section 9.2): nothing but constant bytes before the DigestInfo.
 fn pkcs1(info: &[u8], len: usize) -> Result<Vec<u8>, Error> {
     let fill = len.checked_sub(info.len() + 3).filter(|fill| *fill >= 8);
@@ -377,6 +386,14 @@ mod tests {
             let (_, data) = KeyKind::Ec { order }.signing(Algorithm::EcdsaSha512, &digest, ALL).unwrap();
             assert_eq!(data.len(), sent);
         }
+    }
+
+    #[test]
+    fn a_digest_that_is_too_short_for_some_tokens_is_given_zeros_that_change_nothing() {
+        let of = |order, len| as_long_as(order, &vec![7; len]).into_owned();
+        assert_eq!(of(32, 28), [vec![0; 4], vec![7; 28]].concat());
+        assert_eq!(of(48, 20), [vec![0; 28], vec![7; 20]].concat());
+        assert_eq!(of(66, 64), vec![7; 64]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::{
     env,
     fmt::Write as _,
     fs,
+    net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -30,6 +31,9 @@ pub(crate) const PIN: &str = "4711-user-pin";
 
 /// The socket of p11-kit's server, in a test's folder.
 pub(crate) const REMOTE: &str = "p11-kit";
+
+/// Where tpm2-pkcs11 keeps what it knows, in a test's folder.
+pub(crate) const TPM_STORE: &str = "tpm";
 
 /// Where the child finds its folder.
 const FOLDER: &str = "KEYSTEAD_TEST_FOLDER";
@@ -60,6 +64,7 @@ fn run_in_child(name: &str) {
     fs::create_dir(&tokens).unwrap();
     let config = folder.path().join("softhsm2.conf");
     fs::write(&config, format!("directories.tokendir = {}\nlog.level = ERROR\n", tokens.display())).unwrap();
+    let tpm = format!("swtpm:host=127.0.0.1,port={}", two_free_ports());
     let output = Command::new(env::current_exe().unwrap())
         .args([name, "--exact", "--nocapture"])
         .env("SOFTHSM2_CONF", config)
@@ -67,11 +72,25 @@ fn run_in_child(name: &str) {
         .env("PKCS11SPY", softhsm())
         .env("PKCS11SPY_OUTPUT", folder.path().join("spy"))
         .env("P11_KIT_SERVER_ADDRESS", format!("unix:path={}", folder.path().join(REMOTE).display()))
+        .env("TPM2_PKCS11_STORE", folder.path().join(TPM_STORE))
+        .envs(["TPM2_PKCS11_TCTI", "TPM2TOOLS_TCTI"].map(|name| (name, tpm.clone())))
         .env(FOLDER, folder.path())
         .output()
         .unwrap();
     let said = said(&output);
     assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+/// The first of two free ports that follow each other.
+fn two_free_ports() -> u16 {
+    let bind = |port| TcpListener::bind(("127.0.0.1", port));
+    loop {
+        let first = bind(0).unwrap();
+        let port = first.local_addr().unwrap().port();
+        if port < u16::MAX && bind(port + 1).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A folder for tokens, and what it takes to fill them.
@@ -147,13 +166,13 @@ pub(crate) fn installed(package: &str, places: &[&str]) -> PathBuf {
         .into()
 }
 
-fn command(program: &str) -> Command {
+pub(crate) fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     command.env("LC_ALL", "C");
     command
 }
 
-trait Succeed {
+pub(crate) trait Succeed {
     fn succeed(&mut self) -> String;
 }
 

@@ -4,6 +4,7 @@
 
 mod bench;
 mod remote;
+mod tpm;
 
 use std::{
     sync::{Arc, Barrier},
