@@ -15,6 +15,7 @@ use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant},
 };
 
 use cryptoki::{
@@ -57,6 +58,8 @@ pub(crate) struct Module {
 struct Recovery {
     tokens: Vec<Weak<Token>>,
     runs: bool,
+    pause: Duration,
+    looked: Option<Instant>,
 }
 
 /// From one C_Initialize to its C_Finalize; slots and sessions of one life mean nothing in the next.
@@ -161,6 +164,16 @@ impl Module {
     pub(crate) fn recover(&'static self) {
         let mut recovery = self.recovery();
         recovery.runs = recovery.runs || recovery::start(self);
+    }
+
+    /// How long to wait before the next look for lost tokens: at most `longest`, twice as long as the last time and, where
+    /// that was a while ago, `first`.
+    pub(crate) fn pause(&self, first: Duration, longest: Duration) -> Duration {
+        let mut recovery = self.recovery();
+        let recent = recovery.looked.is_some_and(|looked| looked.elapsed() < 10 * longest);
+        recovery.pause = if recent { (2 * recovery.pause).min(longest) } else { first };
+        recovery.looked = Some(Instant::now());
+        recovery.pause
     }
 
     /// Whether the thread that looks for lost tokens may end. Whoever loses one after that starts another.

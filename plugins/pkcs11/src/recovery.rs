@@ -1,7 +1,8 @@
 //! Looking for lost tokens: one thread for each module, while it has any.
 //!
-//! It tries each lost token by itself first. Where that doesn't help, and no other token of the module is well, the
-//! module is initialised anew, once the last call that hangs in it has returned.
+//! It tries each lost token by itself first. Where that doesn't help, or can't since it was lost in spite of its login,
+//! and no other token of the module is well, the module is initialised anew, once the last call that hangs in it has
+//! returned.
 
 use std::{
     sync::Arc,
@@ -26,27 +27,25 @@ pub(crate) fn start(module: &'static Module) -> bool {
 }
 
 fn run(module: &'static Module) {
-    let mut pause = PAUSES.0;
     while !module.rests(Token::is_lost) {
-        thread::sleep(jittered(pause));
-        pause = (pause * 2).min(PAUSES.1);
-        if look(module) {
-            pause = PAUSES.0;
-        }
+        thread::sleep(jittered(module.pause(PAUSES.0, PAUSES.1)));
+        look(module);
     }
 }
 
-/// Looks for each lost token; says whether one is back.
-fn look(module: &'static Module) -> bool {
-    if any(&lost(module), Token::come_back) {
-        return true;
+/// Looks for each lost token.
+fn look(module: &'static Module) {
+    let (suspect, lost): (Vec<_>, Vec<_>) = lost(module).into_iter().partition(|token| token.is_suspect());
+    if any(&lost, Token::come_back) {
+        return;
     }
-    let Some(life) = module.life_number() else { return false }; // it could not even be initialised
+    let Some(life) = module.life_number() else { return }; // it could not even be initialised
     let well = |token: &Arc<Token>| !token.is_lost() && token.is_well();
-    if module.enlisted().iter().any(well) || !module.renew(life) {
-        return false;
+    if module.enlisted().iter().any(well) {
+        any(&suspect, Token::come_back); // all that can be done for them
+    } else if module.renew(life) {
+        any(&self::lost(module), Token::come_back);
     }
-    any(&lost(module), Token::come_back)
 }
 
 fn lost(module: &Module) -> Vec<Arc<Token>> {

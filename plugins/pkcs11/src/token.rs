@@ -56,6 +56,8 @@ pub(crate) struct Token {
     closed: AtomicBool,
     /// Calls in a row that failed in a way that blames the token.
     troubles: AtomicU32,
+    /// It was lost though it can be logged in to: nothing but initialising its module anew may help.
+    suspect: AtomicBool,
 }
 
 /// Where the token sits in a life of its module, and what it can do there.
@@ -162,6 +164,7 @@ impl Token {
             lost: AtomicBool::new(true),
             closed: AtomicBool::new(false),
             troubles,
+            suspect: AtomicBool::new(false),
         }
     }
 
@@ -223,6 +226,7 @@ impl Token {
         *anchor = Some(session);
         *lock(&self.loss) = None;
         self.troubles.store(0, Ordering::Relaxed);
+        self.suspect.store(false, Ordering::Relaxed);
         self.begin_generation();
         self.lost.store(false, Ordering::Release);
         Ok(())
@@ -265,6 +269,11 @@ impl Token {
     /// Whether it is lost, and looked for.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Acquire) && !self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Whether it was lost though it can be logged in to.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.suspect.load(Ordering::Relaxed)
     }
 
     /// Whether it is there all the same; one that isn't is lost from now on. A token that is being used is.
@@ -360,6 +369,7 @@ impl Token {
         }
         let mut anchor = self.anchor();
         if self.current() == Ok(generation) {
+            self.suspect.store(true, Ordering::Relaxed);
             self.lose(&mut anchor, error.clone().into());
         }
     }

@@ -223,6 +223,22 @@ on_softhsm!(every_fault_is_over_soon_after_its_cure_in_a_process, |bench| {
     survives("process", &in_process(&[uri("keys")]), &control);
 });
 
+on_softhsm!(a_module_whose_signatures_all_fail_is_initialised_anew_ever_less_often, |bench| {
+    tokens(bench, &["keys"]);
+    let control = Control::listen();
+    let session = store(&[uri("keys")]).open().unwrap();
+    let listing = session.listing().unwrap();
+    let key = key(&listing, "p256");
+    control.fails("C_Sign", CKR_DEVICE_ERROR);
+    under_load(&session, key, |_| {
+        control.wait_until("it is initialised anew", |control| control.calls("C_Finalize") > 1);
+        let (start, before) = (Instant::now(), control.calls("C_Finalize"));
+        control.wait_until("and again", |control| control.calls("C_Finalize") > before + 2);
+        assert!(start.elapsed() > Duration::from_millis(300), "it is a burden to other users of the device");
+    });
+    assert_eq!(control.violations(), [""; 0]);
+});
+
 on_softhsm!(a_token_does_not_notice_what_happens_to_another_of_its_module, |bench| {
     tokens(bench, &["keys", "others"]);
     let control = Control::listen();
