@@ -29,6 +29,20 @@ pub(crate) enum Calls {
     Three,
 }
 
+/// What is done with a key.
+#[derive(Clone, Copy)]
+pub(crate) enum Operation {
+    Sign,
+    Decrypt,
+}
+
+/// One operation: how, and on what.
+pub(crate) struct Work<'a, 'm> {
+    pub(crate) operation: Operation,
+    pub(crate) mechanism: &'a Mechanism<'m>,
+    pub(crate) input: &'a [u8],
+}
+
 /// What begins an operation, and what carries it out in one part.
 #[derive(Clone, Copy)]
 pub(crate) struct Pair {
@@ -78,44 +92,30 @@ impl Calls {
         matches!(self, Self::Two(..))
     }
 
-    /// Signs `data`; answers how much of `out` the signature takes. `between` is done once the operation has begun.
+    /// Does the work with a key; answers how much of `out` the result takes. `between` is done once the operation has
+    /// begun.
     ///
     /// # Errors
     ///
     /// Those of the module, and of `between`.
-    pub(crate) fn sign(
+    pub(crate) fn perform(
         &self,
         session: &Session,
-        mechanism: &Mechanism<'_>,
         key: ObjectHandle,
-        data: &[u8],
+        work: &Work<'_, '_>,
         out: &mut [u8],
         between: impl FnOnce() -> Result<()>,
     ) -> Result<usize> {
-        match self {
-            Self::Two(signing, _) => signing.perform(session, mechanism, key, data, out, between),
-            Self::Three => fill(out, &session.sign(mechanism, key, data)?, Function::Sign),
-        }
-    }
-
-    /// Decrypts `data` likewise.
-    ///
-    /// # Errors
-    ///
-    /// Those of the module, and of `between`.
-    pub(crate) fn decrypt(
-        &self,
-        session: &Session,
-        mechanism: &Mechanism<'_>,
-        key: ObjectHandle,
-        data: &[u8],
-        out: &mut [u8],
-        between: impl FnOnce() -> Result<()>,
-    ) -> Result<usize> {
-        match self {
-            Self::Two(_, decrypting) => decrypting.perform(session, mechanism, key, data, out, between),
-            Self::Three => {
-                let plain = Zeroizing::new(session.decrypt(mechanism, key, data)?);
+        let &Work { operation, mechanism, input } = work;
+        match (self, operation) {
+            (Self::Two(pair, _), Operation::Sign) | (Self::Two(_, pair), Operation::Decrypt) => {
+                pair.perform(session, key, work, out, between)
+            }
+            (Self::Three, Operation::Sign) => {
+                fill(out, &session.sign(mechanism, key, input)?, Function::Sign)
+            }
+            (Self::Three, Operation::Decrypt) => {
+                let plain = Zeroizing::new(session.decrypt(mechanism, key, input)?);
                 fill(out, &plain, Function::Decrypt)
             }
         }
@@ -141,9 +141,8 @@ impl Pair {
     fn perform(
         &self,
         session: &Session,
-        mechanism: &Mechanism<'_>,
         key: ObjectHandle,
-        data: &[u8],
+        &Work { mechanism, input, .. }: &Work<'_, '_>,
         out: &mut [u8],
         between: impl FnOnce() -> Result<()>,
     ) -> Result<usize> {
@@ -154,14 +153,13 @@ impl Pair {
         Rv::from(begun).into_result(self.names.0)?;
         between()?;
         let mut len = CK_ULONG::try_from(out.len())?;
-        let input = data.as_ptr().cast_mut();
-        // SAFETY: the function reads `data.len()` bytes and writes no more than `len`, the room in `out`; it takes its
+        // SAFETY: the function reads `input.len()` bytes and writes no more than `len`, the room in `out`; it takes its
         // input by a pointer that isn't const, and doesn't write there (PKCS#11 v3.1 section 5.13.2).
         let done = unsafe {
             (self.single)(
                 session.handle(),
-                input,
-                CK_ULONG::try_from(data.len())?,
+                input.as_ptr().cast_mut(),
+                CK_ULONG::try_from(input.len())?,
                 out.as_mut_ptr(),
                 &raw mut len,
             )

@@ -43,6 +43,7 @@ use keystead_plugin_api::{
 use zeroize::Zeroizing;
 
 use crate::{
+    calls::{Operation, Work},
     keys::{Candidate, KeyId, Usable},
     mechanism::{Allowed, KeyKind},
     problem::Problem,
@@ -83,14 +84,6 @@ struct Key {
     algorithms: Vec<Algorithm>,
     /// Whether it wants a login for each operation.
     authenticates: bool,
-}
-
-/// One of the two things that are done with a key, in one session.
-struct Operation<'a, 'm> {
-    doing: &'static str,
-    sign: bool,
-    mechanism: &'a Mechanism<'m>,
-    input: &'a [u8],
 }
 
 impl Backend for Pkcs11 {
@@ -148,8 +141,8 @@ impl Backend for Pkcs11 {
     ) -> Result<(), Error> {
         let key = self.key(key, algorithm)?;
         let (mechanism, data) = key.kind.signing(algorithm, input, key.allowed)?;
-        let operation = Operation { doing: "signing", sign: true, mechanism: &mechanism, input: &data };
-        let raw = self.operate(call, &key, &operation)?;
+        let work = Work { operation: Operation::Sign, mechanism: &mechanism, input: &data };
+        let raw = self.operate(call, &key, &work)?;
         out.write(&key.kind.signature(&raw)?)
     }
 
@@ -163,9 +156,8 @@ impl Backend for Pkcs11 {
     ) -> Result<(), Error> {
         let key = self.key(key, algorithm)?;
         let block = key.kind.block(input)?;
-        let operation =
-            Operation { doing: "decrypting", sign: false, mechanism: &Mechanism::RsaX509, input: &block };
-        let raw = self.operate(call, &key, &operation)?;
+        let work = Work { operation: Operation::Decrypt, mechanism: &Mechanism::RsaX509, input: &block };
+        let raw = self.operate(call, &key, &work)?;
         out.write(&key.kind.plaintext(&raw)?)
     }
 
@@ -235,16 +227,11 @@ impl Pkcs11 {
     }
 
     /// Runs one operation with a key, on any session of its token.
-    fn operate(
-        &self,
-        call: &Call<'_>,
-        key: &Key,
-        operation: &Operation<'_, '_>,
-    ) -> Result<Zeroizing<Vec<u8>>, Error> {
+    fn operate(&self, call: &Call<'_>, key: &Key, work: &Work<'_, '_>) -> Result<Zeroizing<Vec<u8>>, Error> {
         let mut answer = Zeroizing::new(vec![0; key.kind.answer_len()]);
         let len = key.entry.token.with(call, |session| {
             let handle = self.handle(session, key)?;
-            operation.run(session, key, handle, &mut answer)
+            key.perform(session, handle, work, &mut answer)
         })?;
         answer.truncate(len);
         Ok(answer)
@@ -305,34 +292,6 @@ impl Pkcs11 {
     fn generation(&self) -> u64 {
         let bottlenecks = self.tokens.iter().filter_map(|token| token.bottleneck()).count();
         self.news.load(Ordering::Relaxed) + bottlenecks as u64
-    }
-}
-
-impl Operation<'_, '_> {
-    fn run(
-        &self,
-        session: &Session,
-        key: &Key,
-        handle: ObjectHandle,
-        out: &mut [u8],
-    ) -> Result<usize, Error> {
-        let token = &key.entry.token;
-        let (calls, mut refused) = (token.module().calls(), None);
-        let between = || match key.authenticates {
-            true => token.authenticate(session).map_err(|error| {
-                refused = Some(error);
-                Failure::PinNotSet
-            }),
-            false => Ok(()),
-        };
-        let done = match self.sign {
-            true => calls.sign(&session.raw, self.mechanism, handle, self.input, out, between),
-            false => calls.decrypt(&session.raw, self.mechanism, handle, self.input, out, between),
-        };
-        done.map_err(|failure| {
-            let doing = || format!("{} with `{}`", self.doing, key.label);
-            refused.unwrap_or_else(|| ckr::error(&doing(), &failure))
-        })
     }
 }
 
@@ -427,6 +386,32 @@ impl Key {
         let (id, entry) = (public.id(), entry.clone());
         let (spki, kind) = (public.spki, public.kind);
         Ok(Self { id, entry, label, name, spki, kind, allowed, algorithms, authenticates })
+    }
+
+    /// Does the work with it in one session, where that is its handle.
+    fn perform(
+        &self,
+        session: &Session,
+        handle: ObjectHandle,
+        work: &Work<'_, '_>,
+        out: &mut [u8],
+    ) -> Result<usize, Error> {
+        let (token, mut refused) = (&self.entry.token, None);
+        let between = || match self.authenticates {
+            true => token.authenticate(session).map_err(|error| {
+                refused = Some(error);
+                Failure::PinNotSet
+            }),
+            false => Ok(()),
+        };
+        let done = token.module().calls().perform(&session.raw, handle, work, out, between);
+        done.map_err(|failure| {
+            let doing = match work.operation {
+                Operation::Sign => "signing",
+                Operation::Decrypt => "decrypting",
+            };
+            refused.unwrap_or_else(|| ckr::error(&format!("{doing} with `{}`", self.label), &failure))
+        })
     }
 
     fn listed(&self) -> keystead_plugin_api::Key {

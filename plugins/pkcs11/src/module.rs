@@ -27,7 +27,8 @@ use keystead_plugin_api::{Code, Error};
 
 use crate::{calls::Calls, ckr, problem::Problem, profile::Profile, recovery, token::Token};
 
-/// Where `module-name` is looked up, after the configured folders: the folders of p11-kit, and where Debian and Fedora put the libraries.
+/// Where `module-name` is looked up, after the configured folders: the folders of p11-kit, and where Debian and Fedora
+/// put the libraries.
 const FOLDERS: [&str; 11] = [
     "/usr/lib/x86_64-linux-gnu/pkcs11",
     "/usr/lib/aarch64-linux-gnu/pkcs11",

@@ -276,9 +276,8 @@ impl Opening<'_> {
         for warning in &uri.warnings {
             self.findings.push(Problem::new(Error::invalid(*warning)).warning(&subject));
         }
-        let wanted = self.locate(&uri, written.public_key.as_deref(), slots);
-        match wanted {
-            Ok((module, public, token)) => Some(Wanted { subject, uri, public, module, token }),
+        match self.locate(&subject, uri, written.public_key.as_deref(), slots) {
+            Ok(wanted) => Some(wanted),
             Err(problem) => {
                 self.fail(&subject, problem);
                 None
@@ -286,18 +285,18 @@ impl Opening<'_> {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "the parts of a `Wanted`, once")]
     fn locate(
         &self,
-        uri: &Uri,
+        subject: &str,
+        uri: Uri,
         public_key: Option<&Path>,
         slots: &mut Slots,
-    ) -> Result<(&'static Module, Option<Public>, Result<Present, Problem>), Problem> {
-        let module = Module::at(&self.config.module_of(uri)?)?;
+    ) -> Result<Wanted, Problem> {
+        let module = Module::at(&self.config.module_of(&uri)?)?;
         let public = public_key.map(Public::read).transpose()?;
         match slots.choose(module, &uri.token) {
             Err(problem) if !ckr::may_pass(&problem.error) => Err(problem),
-            token => Ok((module, public, token)),
+            token => Ok(Wanted { subject: subject.to_owned(), uri, public, module, token }),
         }
     }
 

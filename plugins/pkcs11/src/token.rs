@@ -8,7 +8,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
@@ -27,6 +27,7 @@ use keystead_plugin_api::{Call, Code, Credentials, Error, Host, Lane};
 use crate::{
     ckr::{self, Remedy},
     keys::KeyId,
+    lock,
     mechanism::Allowed,
     module::{Lease, Module, Present},
     pin::{Pin, PinOrigin},
@@ -221,7 +222,7 @@ impl Token {
     pub(crate) fn take(&self, present: &Present) -> Result<(), Problem> {
         let mut anchor = self.anchor();
         self.sit_down(present)?;
-        let session = self.open_own_session(present.lease.clone())?;
+        let (session, _) = self.open_own_session(present.lease.clone())?;
         self.login(&session)?;
         *anchor = Some(session);
         *lock(&self.loss) = None;
@@ -386,7 +387,7 @@ impl Token {
         Ok(())
     }
 
-    fn revive_or_lose(&self, anchor: &mut Option<Session>) -> Result<(), Error> {
+    fn revive_or_lose(&self, anchor: &mut Option<Session>) -> Result<bool, Error> {
         self.revive(anchor).map_err(|problem| {
             // A token that has no session left is there all the same.
             if problem.error.code != Code::Throttled {
@@ -396,10 +397,12 @@ impl Token {
         })
     }
 
-    /// Makes the anchor a session that is logged in to this very token.
-    fn revive(&self, anchor: &mut Option<Session>) -> Result<(), Problem> {
-        let session = match anchor.take().filter(|session| self.info(session).is_ok()) {
-            Some(session) => session,
+    /// Makes the anchor a session that is logged in to this very token; says whether it wasn't.
+    fn revive(&self, anchor: &mut Option<Session>) -> Result<bool, Problem> {
+        let before = anchor.take().and_then(|session| self.info(&session).ok().map(|info| (session, info)));
+        let was_there = before.is_some();
+        let (session, info) = match before {
+            Some(before) => before,
             None => self.open_own_session(self.module.lease()?).or_else(|error| {
                 if error.code != Code::Throttled {
                     return Err(error);
@@ -408,11 +411,12 @@ impl Token {
                 self.open_own_session(self.module.lease()?)
             })?,
         };
-        if is_public(self.info(&session)?) {
+        let is_out = is_public(info);
+        if is_out {
             self.login(&session)?;
         }
         *anchor = Some(session);
-        Ok(())
+        Ok(is_out || !was_there)
     }
 
     fn begin_generation(&self) {
@@ -446,9 +450,7 @@ impl Token {
     pub(crate) fn check(&self) -> Result<(), Error> {
         self.current()?;
         let mut anchor = self.anchor();
-        let was_out = anchor.as_ref().and_then(|session| self.info(session).ok()).is_none_or(is_public);
-        self.revive_or_lose(&mut anchor)?;
-        if was_out && self.logs_in() {
+        if self.revive_or_lose(&mut anchor)? && self.logs_in() {
             self.begin_generation(); // handles of the login before are worth nothing
         }
         drop(anchor);
@@ -560,11 +562,11 @@ impl Token {
                 && family(&before.identity) == family(&now.identity))
     }
 
-    /// A session with this very token.
-    fn open_own_session(&self, lease: Lease) -> Result<Session, Error> {
+    /// A session with this very token, and its state.
+    fn open_own_session(&self, lease: Lease) -> Result<(Session, SessionInfo), Error> {
         let session = self.open_session(lease, self.generation.load(Ordering::Acquire))?;
-        self.info(&session)?;
-        Ok(session)
+        let info = self.info(&session)?;
+        Ok((session, info))
     }
 
     /// A read-write session, since some modules (AWS CloudHSM) have no other; a read-only one where that is refused.
@@ -645,9 +647,7 @@ impl Token {
 
     /// The last try belongs to a person: one more wrong PIN, and the token is locked.
     fn check_tries(&self, session: &Session) -> Result<(), Problem> {
-        let slot = session.raw.get_session_info().map(|info| info.slot_id());
-        let info = slot.and_then(|slot| self.module.library().get_token_info(slot));
-        let what = match info {
+        let what = match self.token_info(session) {
             Ok(info) if info.user_pin_locked() => "is locked",
             Ok(info) if info.user_pin_final_try() => "has one try left before it is locked",
             _ => return Ok(()),
@@ -672,11 +672,13 @@ impl Token {
 
     /// Whether the token has counted a wrong PIN since the last right one, or is locked (PKCS#11 v3.1 section 3.5.2).
     fn counts_attempts(&self, session: &Session) -> bool {
-        let slot = session.raw.get_session_info().map(|info| info.slot_id());
-        let info = slot.and_then(|slot| self.module.library().get_token_info(slot));
-        info.is_ok_and(|info| {
+        self.token_info(session).is_ok_and(|info| {
             info.user_pin_count_low() || info.user_pin_final_try() || info.user_pin_locked()
         })
+    }
+
+    fn token_info(&self, session: &Session) -> cryptoki::error::Result<TokenInfo> {
+        self.module.library().get_token_info(session.raw.get_session_info()?.slot_id())
     }
 
     fn error(&self, doing: &str, failure: &Failure) -> Error {
@@ -718,8 +720,4 @@ fn mechanisms(module: &Module, slot: Slot, raw_rsa: bool) -> Allowed {
                 .map_or(true, |info| if decrypts { info.decrypt() } else { info.sign() })
     });
     Allowed { rsa_padded: allowed.rsa_padded && raw_rsa, ..allowed }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -257,9 +257,12 @@ impl Process {
             let instance = plugin.open(side)?;
             let Advice { lanes: advised, stuck_after } = instance.advice();
             let lanes = Limits { lanes, queue: UNBOUNDED }.lanes(advised, plugin.description.lanes_max);
-            let (lanes_of, one) = (Lanes::new("lane", 0, lanes, UNBOUNDED), 1);
-            let housekeeping = Lanes::new("housekeeping", LANE_HOUSEKEEPING, one, UNBOUNDED);
-            let held = Held { instance, side, lanes: lanes_of, housekeeping };
+            let held = Held {
+                instance,
+                side,
+                lanes: Lanes::new("lane", 0, lanes, UNBOUNDED),
+                housekeeping: Lanes::new("housekeeping", LANE_HOUSEKEEPING, 1, UNBOUNDED),
+            };
             lock(&self.stores).insert(store, Arc::new(held));
             Ok((lanes, stuck_after))
         });
