@@ -229,6 +229,12 @@ extern "C" {
 // `level` of an event: each step.
 #define KEYSTEAD_LOG_TRACE 5
 
+// `kind` of a part that is text.
+#define KEYSTEAD_PART_TEXT 0
+
+// `kind` of a part that is the name of a secret of the store, which the host fills in where the grant names it.
+#define KEYSTEAD_PART_SECRET 1
+
 // ---- Types ----------------------------------------------------------------------------------------------------------
 
 // Borrowed bytes. Whoever receives them may read them until the call returns, and copies what it keeps.
@@ -419,6 +425,136 @@ typedef struct keystead_credentials {
     void (*accepted)(void *context, keystead_bytes token, keystead_bytes secret);
 } keystead_credentials;
 
+// A piece of the value of a header, or of a field of a form. Belongs to the plugin.
+typedef struct keystead_http_part {
+    // Size of this struct in bytes.
+    uint32_t size;
+    // KEYSTEAD_PART_TEXT or KEYSTEAD_PART_SECRET.
+    uint32_t kind;
+    // The text, or the name.
+    keystead_bytes value;
+} keystead_http_part;
+
+// A header, or a field of a form: its parts, one after the other. Belongs to the plugin.
+typedef struct keystead_http_field {
+    // Size of this struct in bytes.
+    uint32_t size;
+    // Its name.
+    keystead_bytes name;
+    // The parts of its value.
+    const keystead_http_part *parts;
+    // How many.
+    size_t parts_len;
+} keystead_http_field;
+
+// An HTTP request. Belongs to the plugin; valid until the call returns.
+typedef struct keystead_http_request {
+    // Size of this struct in bytes.
+    uint32_t size;
+    // `GET`, `POST`, ...; as the grant has it.
+    keystead_bytes method;
+    // Absolute: `https://host[:port]/path?query`.
+    keystead_bytes url;
+    // Headers. `host`, `content-length`, and what concerns the connection, are the host's own.
+    const keystead_http_field *headers;
+    // How many.
+    size_t headers_len;
+    // What is sent, at most 1 MiB; nothing where `len` is 0.
+    keystead_bytes body;
+    // In its place, the fields of a form (`application/x-www-form-urlencoded`), which the host encodes.
+    const keystead_http_field *form;
+    // How many; 0 where it isn't a form.
+    size_t form_len;
+} keystead_http_request;
+
+// A header of a response. Belongs to the host.
+typedef struct keystead_http_header {
+    // Size of this struct in bytes.
+    uint32_t size;
+    // Its name, in lower case.
+    keystead_bytes name;
+    // Its value.
+    keystead_bytes value;
+} keystead_http_header;
+
+// An HTTP response. The struct belongs to the plugin; what the host put into it belongs to the host, and is valid until
+// `release`.
+typedef struct keystead_http_response {
+    // Size of this struct in bytes.
+    uint32_t size;
+    // The status code.
+    uint32_t status;
+    // Headers, as often as they came.
+    const keystead_http_header *headers;
+    // How many.
+    size_t headers_len;
+    // The body, at most 4 MiB.
+    keystead_bytes body;
+    // The host's own.
+    void *owner;
+} keystead_http_response;
+
+// HTTP by the host, within the store's `grants`: it resolves, connects, speaks TLS, keeps connections, fills in
+// secrets. Belongs to the host, and lives until the process ends.
+typedef struct keystead_http {
+    // Size of this struct in bytes.
+    uint32_t size;
+    // [any thread] Sends a request and waits at most `nanos_left` for the whole answer. A status of any kind is an
+    // answer, a redirect too. KEYSTEAD_DENIED where no grant covers the request, with the line of YAML that would;
+    // KEYSTEAD_UNAVAILABLE without a connection or with a broken one; KEYSTEAD_DEADLINE; KEYSTEAD_INVALID_INPUT for a
+    // request that can't be sent. `context` is the host table's. Blocks: not on KEYSTEAD_LANE_INLINE.
+    uint32_t (*fetch)(void *context,
+                      uint64_t nanos_left,
+                      const keystead_http_request *request,
+                      keystead_http_response *response,
+                      keystead_report *report);
+    // [any thread] Gives back what `fetch` put into a response, once, if it answered 0.
+    void (*release)(keystead_http_response *response);
+} keystead_http;
+
+// Values that expire, shared by all that serve the store: access tokens. Belongs to the host, and lives until the
+// process ends.
+typedef struct keystead_cache {
+    // Size of this struct in bytes.
+    uint32_t size;
+    // [any thread] The value of a name, if it lives for `at_least_ms` from now. KEYSTEAD_NOT_FOUND makes the caller the
+    // one who gets a new one: it calls `put` or `give_up`, and until then others who ask wait, at most `nanos_left` and
+    // at most 30 s. Blocks: not on KEYSTEAD_LANE_INLINE.
+    uint32_t (*get)(void *context,
+                    uint64_t nanos_left,
+                    keystead_bytes name,
+                    uint64_t at_least_ms,
+                    keystead_buffer *out);
+    // [any thread] Keeps a value for `for_ms`, at most 64 KiB.
+    uint32_t (*put)(void *context, keystead_bytes name, keystead_bytes value, uint64_t for_ms);
+    // [any thread] Has the next who asks get a value, since this one could not.
+    void (*give_up)(void *context, keystead_bytes name);
+    // [any thread] Forgets a value which is no longer good, if it is still this one.
+    void (*forget)(void *context, keystead_bytes name, keystead_bytes value);
+} keystead_cache;
+
+// Uses of the store's secrets by the host, which doesn't hand them out for it. Belongs to the host, and lives until the
+// process ends.
+typedef struct keystead_signer {
+    // Size of this struct in bytes.
+    uint32_t size;
+    // [any thread] Signs a message with the private key that a secret is: PEM or DER, PKCS#8, PKCS#1 or SEC 1. The
+    // algorithm is one that signs a digest, which the host makes of the message, or Ed25519.
+    uint32_t (*sign)(void *context,
+                     keystead_bytes secret,
+                     uint32_t algorithm,
+                     keystead_bytes message,
+                     keystead_buffer *out,
+                     keystead_report *report);
+    // [any thread] HMAC-SHA-256 (RFC 2104) of a message: 32 bytes. The key is a secret, with `prefix` before it.
+    uint32_t (*hmac)(void *context,
+                     keystead_bytes secret,
+                     keystead_bytes prefix,
+                     keystead_bytes message,
+                     keystead_buffer *out,
+                     keystead_report *report);
+} keystead_signer;
+
 // Which stores of a plugin belong into one process, where it runs in processes of its own. Static and constant.
 typedef struct keystead_isolation {
     // Size of this struct in bytes.
@@ -575,6 +711,49 @@ KEYSTEAD_ASSERT(offsetof(keystead_credentials, size) == 0);
 KEYSTEAD_ASSERT(offsetof(keystead_credentials, refused) == 8);
 KEYSTEAD_ASSERT(offsetof(keystead_credentials, report) == 16);
 KEYSTEAD_ASSERT(offsetof(keystead_credentials, accepted) == 24);
+KEYSTEAD_ASSERT(sizeof(keystead_http_part) == 24);
+KEYSTEAD_ASSERT(offsetof(keystead_http_part, size) == 0);
+KEYSTEAD_ASSERT(offsetof(keystead_http_part, kind) == 4);
+KEYSTEAD_ASSERT(offsetof(keystead_http_part, value) == 8);
+KEYSTEAD_ASSERT(sizeof(keystead_http_field) == 40);
+KEYSTEAD_ASSERT(offsetof(keystead_http_field, size) == 0);
+KEYSTEAD_ASSERT(offsetof(keystead_http_field, name) == 8);
+KEYSTEAD_ASSERT(offsetof(keystead_http_field, parts) == 24);
+KEYSTEAD_ASSERT(offsetof(keystead_http_field, parts_len) == 32);
+KEYSTEAD_ASSERT(sizeof(keystead_http_request) == 88);
+KEYSTEAD_ASSERT(offsetof(keystead_http_request, size) == 0);
+KEYSTEAD_ASSERT(offsetof(keystead_http_request, method) == 8);
+KEYSTEAD_ASSERT(offsetof(keystead_http_request, url) == 24);
+KEYSTEAD_ASSERT(offsetof(keystead_http_request, headers) == 40);
+KEYSTEAD_ASSERT(offsetof(keystead_http_request, headers_len) == 48);
+KEYSTEAD_ASSERT(offsetof(keystead_http_request, body) == 56);
+KEYSTEAD_ASSERT(offsetof(keystead_http_request, form) == 72);
+KEYSTEAD_ASSERT(offsetof(keystead_http_request, form_len) == 80);
+KEYSTEAD_ASSERT(sizeof(keystead_http_header) == 40);
+KEYSTEAD_ASSERT(offsetof(keystead_http_header, size) == 0);
+KEYSTEAD_ASSERT(offsetof(keystead_http_header, name) == 8);
+KEYSTEAD_ASSERT(offsetof(keystead_http_header, value) == 24);
+KEYSTEAD_ASSERT(sizeof(keystead_http_response) == 48);
+KEYSTEAD_ASSERT(offsetof(keystead_http_response, size) == 0);
+KEYSTEAD_ASSERT(offsetof(keystead_http_response, status) == 4);
+KEYSTEAD_ASSERT(offsetof(keystead_http_response, headers) == 8);
+KEYSTEAD_ASSERT(offsetof(keystead_http_response, headers_len) == 16);
+KEYSTEAD_ASSERT(offsetof(keystead_http_response, body) == 24);
+KEYSTEAD_ASSERT(offsetof(keystead_http_response, owner) == 40);
+KEYSTEAD_ASSERT(sizeof(keystead_http) == 24);
+KEYSTEAD_ASSERT(offsetof(keystead_http, size) == 0);
+KEYSTEAD_ASSERT(offsetof(keystead_http, fetch) == 8);
+KEYSTEAD_ASSERT(offsetof(keystead_http, release) == 16);
+KEYSTEAD_ASSERT(sizeof(keystead_cache) == 40);
+KEYSTEAD_ASSERT(offsetof(keystead_cache, size) == 0);
+KEYSTEAD_ASSERT(offsetof(keystead_cache, get) == 8);
+KEYSTEAD_ASSERT(offsetof(keystead_cache, put) == 16);
+KEYSTEAD_ASSERT(offsetof(keystead_cache, give_up) == 24);
+KEYSTEAD_ASSERT(offsetof(keystead_cache, forget) == 32);
+KEYSTEAD_ASSERT(sizeof(keystead_signer) == 24);
+KEYSTEAD_ASSERT(offsetof(keystead_signer, size) == 0);
+KEYSTEAD_ASSERT(offsetof(keystead_signer, sign) == 8);
+KEYSTEAD_ASSERT(offsetof(keystead_signer, hmac) == 16);
 KEYSTEAD_ASSERT(sizeof(keystead_isolation) == 16);
 KEYSTEAD_ASSERT(offsetof(keystead_isolation, size) == 0);
 KEYSTEAD_ASSERT(offsetof(keystead_isolation, group) == 8);

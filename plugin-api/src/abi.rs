@@ -46,9 +46,9 @@ use abi_stable::{
     sabi_types::VersionStrings,
 };
 
-use crate::Error;
 #[cfg(doc)]
 use crate::{Algorithm, Code};
+use crate::{Error, Severity};
 
 /// The draft of this contract. Host and plugin must agree on it exactly until 1.0 is frozen.
 pub const DRAFT: u32 = 2;
@@ -87,6 +87,12 @@ pub const SEVERITY_ERROR: u32 = 1;
 /// `severity` of a finding: good to know, and nothing is wrong. What there is, and why something was passed over: told by
 /// `keystead check`, logged at `debug` only.
 pub const SEVERITY_NOTE: u32 = 2;
+
+const _: () = assert!(
+    SEVERITY_WARNING == Severity::Warning as u32
+        && SEVERITY_ERROR == Severity::Error as u32
+        && SEVERITY_NOTE == Severity::Note as u32
+);
 
 /// `level` of an event: somebody must act.
 pub const LOG_ERROR: u32 = 1;
@@ -316,6 +322,175 @@ pub struct CredentialsTable {
     pub report: unsafe extern "C" fn(context: *mut c_void, token: Bytes, secret: Bytes),
     /// `[any thread]` Notes that this token accepted this secret.
     pub accepted: unsafe extern "C" fn(context: *mut c_void, token: Bytes, secret: Bytes),
+}
+
+/// Name of the host extension [`HttpTable`].
+pub const HTTP_EXTENSION: &str = "keystead.http/1";
+
+/// `kind` of a part that is text.
+pub const PART_TEXT: u32 = 0;
+
+/// `kind` of a part that is the name of a secret of the store, which the host fills in where the grant names it.
+pub const PART_SECRET: u32 = 1;
+
+/// A piece of the value of a header, or of a field of a form. Belongs to the plugin.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, StableAbi)]
+pub struct HttpPart {
+    /// Size of this struct in bytes.
+    pub size: u32,
+    /// [`PART_TEXT`] or [`PART_SECRET`].
+    pub kind: u32,
+    /// The text, or the name.
+    pub value: Bytes,
+}
+
+/// A header, or a field of a form: its parts, one after the other. Belongs to the plugin.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, StableAbi)]
+pub struct HttpField {
+    /// Size of this struct in bytes.
+    pub size: u32,
+    /// Its name.
+    pub name: Bytes,
+    /// The parts of its value.
+    pub parts: *const HttpPart,
+    /// How many.
+    pub parts_len: usize,
+}
+
+/// An HTTP request. Belongs to the plugin; valid until the call returns.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, StableAbi)]
+pub struct HttpRequest {
+    /// Size of this struct in bytes.
+    pub size: u32,
+    /// `GET`, `POST`, ...; as the grant has it.
+    pub method: Bytes,
+    /// Absolute: `https://host[:port]/path?query`.
+    pub url: Bytes,
+    /// Headers. `host`, `content-length`, and what concerns the connection, are the host's own.
+    pub headers: *const HttpField,
+    /// How many.
+    pub headers_len: usize,
+    /// What is sent, at most 1 MiB; nothing where `len` is 0.
+    pub body: Bytes,
+    /// In its place, the fields of a form (`application/x-www-form-urlencoded`), which the host encodes.
+    pub form: *const HttpField,
+    /// How many; 0 where it isn't a form.
+    pub form_len: usize,
+}
+
+/// A header of a response. Belongs to the host.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, StableAbi)]
+pub struct HttpHeader {
+    /// Size of this struct in bytes.
+    pub size: u32,
+    /// Its name, in lower case.
+    pub name: Bytes,
+    /// Its value.
+    pub value: Bytes,
+}
+
+/// An HTTP response. The struct belongs to the plugin; what the host put into it belongs to the host, and is valid until
+/// `release`.
+#[repr(C)]
+#[derive(Debug, StableAbi)]
+pub struct HttpResponse {
+    /// Size of this struct in bytes.
+    pub size: u32,
+    /// The status code.
+    pub status: u32,
+    /// Headers, as often as they came.
+    pub headers: *const HttpHeader,
+    /// How many.
+    pub headers_len: usize,
+    /// The body, at most 4 MiB.
+    pub body: Bytes,
+    /// The host's own.
+    pub owner: *mut c_void,
+}
+
+/// HTTP by the host, within the store's `grants`: it resolves, connects, speaks TLS, keeps connections, fills in secrets.
+/// Belongs to the host, and lives until the process ends.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, StableAbi)]
+pub struct HttpTable {
+    /// Size of this struct in bytes.
+    pub size: u32,
+    /// `[any thread]` Sends a request and waits at most `nanos_left` for the whole answer. A status of any kind is an
+    /// answer, a redirect too. [`Code::Denied`] where no grant covers the request, with the line of YAML that would;
+    /// [`Code::Unavailable`] without a connection or with a broken one; [`Code::Deadline`]; [`Code::InvalidInput`] for a
+    /// request that can't be sent. `context` is the host table's. Blocks: not on [`LANE_INLINE`].
+    pub fetch: unsafe extern "C" fn(
+        context: *mut c_void,
+        nanos_left: u64,
+        request: *const HttpRequest,
+        response: *mut HttpResponse,
+        report: *mut Report,
+    ) -> u32,
+    /// `[any thread]` Gives back what `fetch` put into a response, once, if it answered 0.
+    pub release: unsafe extern "C" fn(response: *mut HttpResponse),
+}
+
+/// Name of the host extension [`CacheTable`].
+pub const CACHE_EXTENSION: &str = "keystead.cache/1";
+
+/// Values that expire, shared by all that serve the store: access tokens. Belongs to the host, and lives until the
+/// process ends.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, StableAbi)]
+pub struct CacheTable {
+    /// Size of this struct in bytes.
+    pub size: u32,
+    /// `[any thread]` The value of a name, if it lives for `at_least_ms` from now. [`Code::NotFound`] makes the caller the
+    /// one who gets a new one: it calls `put` or `give_up`, and until then others who ask wait, at most `nanos_left` and at
+    /// most 30 s. Blocks: not on [`LANE_INLINE`].
+    pub get: unsafe extern "C" fn(
+        context: *mut c_void,
+        nanos_left: u64,
+        name: Bytes,
+        at_least_ms: u64,
+        out: *mut Buffer,
+    ) -> u32,
+    /// `[any thread]` Keeps a value for `for_ms`, at most 64 KiB.
+    pub put: unsafe extern "C" fn(context: *mut c_void, name: Bytes, value: Bytes, for_ms: u64) -> u32,
+    /// `[any thread]` Has the next who asks get a value, since this one could not.
+    pub give_up: unsafe extern "C" fn(context: *mut c_void, name: Bytes),
+    /// `[any thread]` Forgets a value which is no longer good, if it is still this one.
+    pub forget: unsafe extern "C" fn(context: *mut c_void, name: Bytes, value: Bytes),
+}
+
+/// Name of the host extension [`SignerTable`].
+pub const SIGNER_EXTENSION: &str = "keystead.signer/1";
+
+/// Uses of the store's secrets by the host, which doesn't hand them out for it. Belongs to the host, and lives until the
+/// process ends.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, StableAbi)]
+pub struct SignerTable {
+    /// Size of this struct in bytes.
+    pub size: u32,
+    /// `[any thread]` Signs a message with the private key that a secret is: PEM or DER, PKCS#8, PKCS#1 or SEC 1. The
+    /// [`Algorithm`] is one that signs a digest, which the host makes of the message, or Ed25519.
+    pub sign: unsafe extern "C" fn(
+        context: *mut c_void,
+        secret: Bytes,
+        algorithm: u32,
+        message: Bytes,
+        out: *mut Buffer,
+        report: *mut Report,
+    ) -> u32,
+    /// `[any thread]` HMAC-SHA-256 (RFC 2104) of a message: 32 bytes. The key is a secret, with `prefix` before it.
+    pub hmac: unsafe extern "C" fn(
+        context: *mut c_void,
+        secret: Bytes,
+        prefix: Bytes,
+        message: Bytes,
+        out: *mut Buffer,
+        report: *mut Report,
+    ) -> u32,
 }
 
 /// Name of the plugin extension [`IsolationTable`].

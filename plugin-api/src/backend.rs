@@ -7,10 +7,7 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use crate::{
-    Algorithm, Code, Error, Host,
-    abi::{SEVERITY_ERROR, SEVERITY_NOTE, SEVERITY_WARNING},
-};
+use crate::{Algorithm, Code, Error, Host, algorithm::Operation};
 
 /// A backend for private keys.
 ///
@@ -213,12 +210,12 @@ impl Finding {
 #[repr(u32)]
 pub enum Severity {
     /// It works, but the operator should know.
-    Warning = SEVERITY_WARNING,
+    Warning = 0,
     /// This entry isn't served.
-    Error = SEVERITY_ERROR,
+    Error = 1,
     /// Good to know, and nothing is wrong: what there is, and why something was passed over. Told by `keystead check`,
     /// logged at debug only.
-    Note = SEVERITY_NOTE,
+    Note = 2,
 }
 
 impl Severity {
@@ -226,9 +223,9 @@ impl Severity {
     #[must_use]
     pub const fn from_number(number: u32) -> Option<Self> {
         match number {
-            SEVERITY_WARNING => Some(Self::Warning),
-            SEVERITY_ERROR => Some(Self::Error),
-            SEVERITY_NOTE => Some(Self::Note),
+            0 => Some(Self::Warning),
+            1 => Some(Self::Error),
+            2 => Some(Self::Note),
             _ => None,
         }
     }
@@ -340,4 +337,15 @@ impl Call<'_> {
     pub fn time_left(&self) -> Option<Duration> {
         self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
+}
+
+/// The algorithm of a call that comes over the boundary, if it is known, and takes such an input.
+pub(crate) fn acceptable(operation: Operation, algorithm: u32, input: &[u8]) -> Result<Algorithm, Error> {
+    let known = Algorithm::from_number(algorithm)
+        .filter(|known| known.operation() == operation)
+        .ok_or_else(|| Error::new(Code::Unsupported, format!("algorithm {algorithm:#x} is not supported")))?;
+    if !known.takes(input) {
+        return Err(Error::invalid(format!("{known} does not take an input of {} bytes", input.len())));
+    }
+    Ok(known)
 }

@@ -1,14 +1,16 @@
 //! Sends a plugin's `tracing` events to the host, with the store and the request they belong to.
 //!
 //! `tracing` keeps its state per library, so events of a plugin reach nobody until a subscriber inside the plugin
-//! forwards them. Which host table an event goes to is noted per thread for the time of a call; events of a plugin's
-//! own threads go to the store that was opened last.
+//! forwards them.
+
+#[cfg_attr(target_family = "wasm", path = "forward/guest.rs")]
+#[cfg_attr(not(target_family = "wasm"), path = "forward/native.rs")]
+mod receiver;
 
 use std::{
-    cell::Cell,
     fmt,
     panic::PanicHookInfo,
-    sync::{Once, OnceLock, RwLock},
+    sync::{Once, OnceLock},
 };
 
 use serde_json::{Map, Value};
@@ -19,16 +21,11 @@ use tracing::{
 };
 use tracing_subscriber::{Layer, layer::Context, prelude::*, registry};
 
-use crate::{
-    Host,
-    abi::{Bytes, LogRecord, struct_size},
-};
+use crate::Host;
 
-thread_local! {
-    static CURRENT: Cell<Option<(Host, Bytes)>> = const { Cell::new(None) };
-}
-
-static LATEST: RwLock<Option<Host>> = RwLock::new(None);
+use receiver::Receiver;
+#[cfg(not(target_family = "wasm"))]
+pub(crate) use receiver::Scope;
 
 /// Makes a panic in the plugin an event for the host, where by default it would be written to the server's stderr.
 pub(crate) fn catch_panics() {
@@ -44,35 +41,11 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
 /// Starts forwarding, once per library, and makes `host` the receiver of what belongs to no call.
 pub(crate) fn install(host: Host) {
     static SUBSCRIBER: Once = Once::new();
-    if let Ok(mut latest) = LATEST.write() {
-        *latest = Some(host);
-    }
+    Receiver::become_latest(host);
     SUBSCRIBER.call_once(|| {
         // Fails only where the plugin's code runs inside a program with a subscriber of its own, such as a test.
         let _ = tracing::subscriber::set_global_default(registry().with(Forward));
     });
-}
-
-/// Notes for the life of the value which store and request this thread works for.
-pub(crate) struct Scope {
-    before: Option<(Host, Bytes)>,
-}
-
-impl Scope {
-    /// `request_id` must stay valid while the value lives: it is that of the call being served.
-    pub(crate) fn enter(host: Host, request_id: Bytes) -> Self {
-        Self { before: CURRENT.replace(Some((host, request_id))) }
-    }
-}
-
-impl Drop for Scope {
-    fn drop(&mut self) {
-        CURRENT.set(self.before);
-    }
-}
-
-fn receiver() -> Option<(Host, Bytes)> {
-    CURRENT.get().or_else(|| LATEST.read().ok().and_then(|latest| latest.map(|host| (host, Bytes::EMPTY))))
 }
 
 struct Forward;
@@ -83,30 +56,17 @@ impl<S: Subscriber> Layer<S> for Forward {
     }
 
     fn enabled(&self, metadata: &Metadata<'_>, _context: Context<'_, S>) -> bool {
-        receiver().is_some_and(|(host, _)| {
-            let table = host.table();
-            // SAFETY: the host's own context is passed back to it.
-            unsafe { (table.log_enabled)(table.context, level(*metadata.level())) != 0 }
-        })
+        Receiver::current().is_some_and(|receiver| receiver.wants(level(*metadata.level())))
     }
 
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
-        let Some((host, request_id)) = receiver() else { return };
+        let Some(receiver) = Receiver::current() else { return };
         let mut fields = Fields::default();
         event.record(&mut fields);
         let rest =
             if fields.rest.is_empty() { String::new() } else { Value::Object(fields.rest).to_string() };
-        let record = LogRecord {
-            size: struct_size::<LogRecord>(),
-            level: level(*event.metadata().level()),
-            target: Bytes::new(event.metadata().target().as_bytes()),
-            message: Bytes::new(fields.message.as_bytes()),
-            fields: Bytes::new(rest.as_bytes()),
-            request_id,
-        };
-        let table = host.table();
-        // SAFETY: the record and all it points to live through the call.
-        unsafe { (table.log)(table.context, &raw const record) };
+        let (level, target) = (level(*event.metadata().level()), event.metadata().target());
+        receiver.log(level, target, &fields.message, &rest);
     }
 }
 

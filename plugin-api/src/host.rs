@@ -1,28 +1,38 @@
-//! The host as a plugin sees it: configuration, secrets, news of changed keys, the memory of refused credentials.
+//! The host as a plugin sees it: configuration, secrets, HTTP, values that expire, the memory of refused credentials.
+//!
+//! What goes over the boundary is in `way`: the C table's for a library, the imports of WIT for a component.
+
+#[cfg_attr(target_family = "wasm", path = "host/guest.rs")]
+#[cfg_attr(not(target_family = "wasm"), path = "host/native.rs")]
+mod way;
+
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
-use zeroize::Zeroizing;
 
+#[cfg(doc)]
+use crate::Code;
 use crate::{
-    Code, Error, Secret,
-    abi::{Buffer, Bytes, CREDENTIALS_EXTENSION, CredentialsTable, HostTable},
+    Algorithm, Call, Error, Secret,
+    http::{Request, Response},
 };
+
+pub(crate) use way::Way;
 
 /// A store's way to the host. Cheap to copy, usable from any thread until the process ends.
 #[derive(Clone, Copy)]
 pub struct Host {
-    table: *const HostTable,
+    way: Way,
 }
 
-// SAFETY: the host's functions may be called from any thread, and its table lives until the process ends (`abi`).
-unsafe impl Send for Host {}
-// SAFETY: as above; the table is never written to.
-unsafe impl Sync for Host {}
-
 impl Host {
-    /// A way to the host by the table given to `open`.
-    pub(crate) fn new(table: *const HostTable) -> Self {
-        Self { table }
+    pub(crate) fn by(way: Way) -> Self {
+        Self { way }
+    }
+
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn way(self) -> Way {
+        self.way
     }
 
     /// The store's configuration.
@@ -32,101 +42,124 @@ impl Host {
     /// [`Code::InvalidInput`] which names the member and what was expected there, and not the value, which may be
     /// a secret.
     pub fn config<T: DeserializeOwned>(&self) -> Result<T, Error> {
-        let json = self.config_json()?;
+        let json = self.way.config()?;
         decode(json.expose()).map_err(|message| Error::invalid(format!("config: {message}")))
     }
 
-    pub(crate) fn table(&self) -> &'static HostTable {
-        // SAFETY: a `Host` is only made from the table given to `open`, which lives until the process ends.
-        unsafe { &*self.table }
-    }
-
-    fn config_json(&self) -> Result<Secret, Error> {
-        let table = self.table();
-        // SAFETY: the empty path and the buffer live through the call.
-        read(|buffer| unsafe { (table.config)(table.context, Bytes::EMPTY, buffer) })
-            .map_err(|code| Error::new(code, "the host gave no configuration"))
-    }
-
-    /// The value of a secret that the store's `secrets` name, read afresh at each call.
+    /// The value of a secret that the store's `secrets` name, read afresh at each call. A component gets only those with
+    /// `expose: true`.
     ///
     /// # Errors
     ///
-    /// [`Code::NotFound`] where `secrets` has no such name, [`Code::Unavailable`] where its source can't be read.
+    /// [`Code::NotFound`] where `secrets` has no such name, [`Code::Denied`] where a component may not have it,
+    /// [`Code::Unavailable`] where its source can't be read.
     pub fn secret(&self, name: &str) -> Result<Secret, Error> {
-        let table = self.table();
-        // SAFETY: the name and the buffer live through the call.
-        read(|buffer| unsafe { (table.secret)(table.context, Bytes::new(name.as_bytes()), buffer) })
-            .map_err(|code| Error::new(code, format!("the secret `{name}` can't be had ({code})")))
+        self.way.secret(name)
     }
 
     /// Tells the host to list the keys again.
     pub fn keys_changed(&self) {
-        let table = self.table();
-        // SAFETY: the host's own context is passed back to it.
-        unsafe { (table.keys_changed)(table.context) }
+        self.way.keys_changed();
     }
 
-    /// The host's memory of refused credentials; `None` where the host has none.
+    /// The host's memory of refused credentials; `None` where the host has none, as for components: what is presented for
+    /// those, the host presents.
     #[must_use]
     pub fn credentials(&self) -> Option<Credentials> {
-        let table = self.table();
-        let name = Bytes::new(CREDENTIALS_EXTENSION.as_bytes());
-        // SAFETY: the name lives through the call; under this name the host answers NULL or a `CredentialsTable`
-        // that lives until the process ends.
-        let credentials = unsafe {
-            let extension = (table.extension)(table.context, name);
-            extension.cast::<CredentialsTable>().as_ref()?
-        };
-        Some(Credentials { host: *self, table: credentials })
+        self.way.credentials().map(Credentials)
+    }
+
+    /// Sends a request and waits for the whole answer, no longer than the call has time.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::Denied`] where no grant of the store covers it, with the line of YAML that would; [`Code::Unavailable`]
+    /// without a connection or with a broken one, [`Code::Deadline`], [`Code::InvalidInput`] for a request that can't be
+    /// sent. A status of any kind is an answer.
+    pub fn fetch(&self, call: &Call<'_>, request: &Request) -> Result<Response, Error> {
+        self.way.fetch(call, request)
+    }
+
+    /// A value that expires, shared by all that serve this store: an access token. Where none lives for `at_least` from
+    /// now, one caller gets a new one by `get`, with how long it lives, and the others wait for it.
+    ///
+    /// # Errors
+    ///
+    /// What `get` answers; [`Code::Deadline`] where another's took too long.
+    pub fn cached(
+        &self,
+        call: &Call<'_>,
+        name: &str,
+        at_least: Duration,
+        get: impl FnOnce() -> Result<(Secret, Duration), Error>,
+    ) -> Result<Secret, Error> {
+        if let Some(value) = self.way.cached(call, name, at_least)? {
+            return Ok(value);
+        }
+        let duty = Duty { way: self.way, name };
+        let (value, lives) = get()?;
+        std::mem::forget(duty);
+        self.way.keep(name, &value, lives)?;
+        Ok(value)
+    }
+
+    /// Forgets a value that [`cached`](Self::cached) gave and that turned out to be no longer good.
+    pub fn forget(&self, name: &str, value: &Secret) {
+        self.way.forget(name, value);
+    }
+
+    /// Signs a message with the private key that a secret is: PEM or DER, PKCS#8, PKCS#1 or SEC 1. The algorithm is one
+    /// that signs a digest, which the host makes of the message, or Ed25519; ECDSA gives DER.
+    ///
+    /// # Errors
+    ///
+    /// As [`secret`](Self::secret); [`Code::InvalidInput`] where the secret is no such key.
+    pub fn sign_with(&self, secret: &str, algorithm: Algorithm, message: &[u8]) -> Result<Vec<u8>, Error> {
+        self.way.sign_with(secret, algorithm, message)
+    }
+
+    /// HMAC-SHA-256 (RFC 2104) of a message; the key is a secret, with `prefix` before it.
+    ///
+    /// # Errors
+    ///
+    /// As [`secret`](Self::secret).
+    pub fn hmac_with(&self, secret: &str, prefix: &[u8], message: &[u8]) -> Result<Vec<u8>, Error> {
+        self.way.hmac_with(secret, prefix, message)
+    }
+}
+
+/// The duty to get a value that others may wait for: who doesn't, hands it on.
+struct Duty<'a> {
+    way: Way,
+    name: &'a str,
+}
+
+impl Drop for Duty<'_> {
+    fn drop(&mut self) {
+        self.way.give_up(self.name);
     }
 }
 
 /// The host's memory of refused credentials: ask before presenting a secret to a token, report when it was refused.
 #[derive(Clone, Copy)]
-pub struct Credentials {
-    host: Host,
-    table: &'static CredentialsTable,
-}
+pub struct Credentials(way::Memory);
 
 impl Credentials {
     /// Whether this token has refused this secret before. Then it must not be presented again.
     #[must_use]
     pub fn refused(&self, token: &str, secret: &[u8]) -> bool {
-        let context = self.host.table().context;
-        // SAFETY: both slices live through the call.
-        unsafe { (self.table.refused)(context, Bytes::new(token.as_bytes()), Bytes::new(secret)) != 0 }
+        self.0.refused(token, secret)
     }
 
     /// Remembers that this token refused this secret, until the secret or the configuration changes.
     pub fn report(&self, token: &str, secret: &[u8]) {
-        let context = self.host.table().context;
-        // SAFETY: both slices live through the call.
-        unsafe { (self.table.report)(context, Bytes::new(token.as_bytes()), Bytes::new(secret)) }
+        self.0.report(token, secret);
     }
 
     /// Notes that this token accepted this secret. Until then, or until the store is open, the death of the plugin's
     /// process counts as a refusal.
     pub fn accepted(&self, token: &str, secret: &[u8]) {
-        let context = self.host.table().context;
-        // SAFETY: both slices live through the call.
-        unsafe { (self.table.accepted)(context, Bytes::new(token.as_bytes()), Bytes::new(secret)) }
-    }
-}
-
-/// Reads a value of unknown length from the host; what it held is zeroed.
-fn read(mut get: impl FnMut(*mut Buffer) -> u32) -> Result<Secret, Code> {
-    let mut memory = Zeroizing::new(vec![0; 4096]);
-    loop {
-        let mut buffer = Buffer::new(&mut memory);
-        let (code, len) = (get(&raw mut buffer), buffer.len);
-        match code {
-            0 => return Ok(Secret::new(memory.get(..len).unwrap_or_default().to_vec())),
-            code if Code::from_number(code) == Code::BufferTooSmall && len > memory.len() => {
-                memory = Zeroizing::new(vec![0; len]);
-            }
-            code => return Err(Code::from_number(code)),
-        }
+        self.0.accepted(token, secret);
     }
 }
 

@@ -19,8 +19,8 @@ use abi_stable::{
 };
 
 use crate::{
-    Advice, Algorithm, Backend, Call, CallClass, Code, Description, Error, Health, Host, Isolation, Lane,
-    Listing, Output, Severity,
+    Advice, Backend, Call, CallClass, Code, Description, Error, Health, Host, Isolation, Lane, Listing,
+    Output, Severity,
     abi::{
         ADVICE_EXTENSION, AdviceReport, AdviceTable, BackendTable, Buffer, Bytes, CALL_BLOCKING, CALL_INLINE,
         Context, DRAFT, DescriptionTable, FindingEntry, HealthReport, HostTable, ISOLATION_EXTENSION,
@@ -28,7 +28,9 @@ use crate::{
         LANE_INLINE, NO_DEADLINE, Report, Root, RootRef, struct_size,
     },
     algorithm::Operation,
+    backend::acceptable,
     forward,
+    host::Way,
 };
 
 /// Exports a [`Backend`] as a plugin library. Once per crate, which is a `cdylib`.
@@ -155,7 +157,7 @@ unsafe extern "C" fn open<B: Backend>(
     store: *mut *mut c_void,
     report: *mut Report,
 ) -> u32 {
-    let host = Host::new(host);
+    let host = Host::by(Way::new(host));
     forward::install(host);
     // SAFETY: the host passes a report of its own that lives through the call.
     let report = unsafe { report.as_mut() };
@@ -258,16 +260,6 @@ unsafe fn perform<B: Backend>(
         out.len = output.len();
         done
     })
-}
-
-fn acceptable(operation: Operation, algorithm: u32, input: &[u8]) -> Result<Algorithm, Error> {
-    let known = Algorithm::from_number(algorithm)
-        .filter(|known| known.operation() == operation)
-        .ok_or_else(|| Error::new(Code::Unsupported, format!("algorithm {algorithm:#x} is not supported")))?;
-    if !known.takes(input) {
-        return Err(Error::invalid(format!("{known} does not take an input of {} bytes", input.len())));
-    }
-    Ok(known)
 }
 
 unsafe extern "C" fn health<B: Backend>(

@@ -73,15 +73,21 @@
 //!
 //! The contract is a draft ([`abi::DRAFT`]): host and plugin must have been built for the same draft number.
 
+#[cfg(not(target_family = "wasm"))]
 pub mod abi;
 pub mod algorithm;
 pub mod backend;
-#[cfg(feature = "conformance")]
+#[cfg(target_family = "wasm")]
+pub mod component;
+#[cfg(all(feature = "conformance", not(target_family = "wasm")))]
 pub mod conformance;
 pub mod error;
 mod forward;
 pub mod host;
+pub mod http;
+#[cfg(not(target_family = "wasm"))]
 pub mod kit;
+#[cfg(not(target_family = "wasm"))]
 pub mod schema;
 
 pub use algorithm::{Algorithm, Input};

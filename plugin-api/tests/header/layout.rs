@@ -3,8 +3,9 @@
 use std::mem::offset_of;
 
 use keystead_plugin_api::abi::{
-    AdviceReport, AdviceTable, BackendTable, Buffer, Bytes, Context, CredentialsTable, DescriptionTable,
-    FindingEntry, HealthReport, HostTable, IsolationTable, KeyEntry, KeyPage, LogRecord, Report,
+    AdviceReport, AdviceTable, BackendTable, Buffer, Bytes, CacheTable, Context, CredentialsTable,
+    DescriptionTable, FindingEntry, HealthReport, HostTable, HttpField, HttpHeader, HttpPart, HttpRequest,
+    HttpResponse, HttpTable, IsolationTable, KeyEntry, KeyPage, LogRecord, Report, SignerTable,
 };
 
 /// The layout of each struct, as assertions in C.
@@ -22,6 +23,14 @@ pub(crate) fn assertions() -> String {
         layout!(LogRecord "log_record": size, level, target, message, fields, request_id),
         layout!(HostTable "host": size, draft, context, log_enabled, log, config, secret, keys_changed, extension),
         layout!(CredentialsTable "credentials": size, refused, report, accepted),
+        layout!(HttpPart "http_part": size, kind, value),
+        layout!(HttpField "http_field": size, name, parts, parts_len),
+        layout!(HttpRequest "http_request": size, method, url, headers, headers_len, body, form, form_len),
+        layout!(HttpHeader "http_header": size, name, value),
+        layout!(HttpResponse "http_response": size, status, headers, headers_len, body, owner),
+        layout!(HttpTable "http": size, fetch, release),
+        layout!(CacheTable "cache": size, get, put, give_up, forget),
+        layout!(SignerTable "signer": size, sign, hmac),
         layout!(IsolationTable "isolation": size, group),
         layout!(AdviceReport "advice_report": size, lanes, stuck_after_ms),
         layout!(AdviceTable "advice": size, advise),

@@ -31,6 +31,14 @@ const TYPES: &[(&str, &str)] = &[
     ("LogRecord", "keystead_log_record"),
     ("HostTable", "keystead_host"),
     ("CredentialsTable", "keystead_credentials"),
+    ("HttpPart", "keystead_http_part"),
+    ("HttpField", "keystead_http_field"),
+    ("HttpRequest", "keystead_http_request"),
+    ("HttpHeader", "keystead_http_header"),
+    ("HttpResponse", "keystead_http_response"),
+    ("HttpTable", "keystead_http"),
+    ("CacheTable", "keystead_cache"),
+    ("SignerTable", "keystead_signer"),
     ("IsolationTable", "keystead_isolation"),
     ("AdviceReport", "keystead_advice_report"),
     ("AdviceTable", "keystead_advice"),
@@ -41,11 +49,13 @@ const TYPES: &[(&str, &str)] = &[
 /// Its constants, which are called the same with a prefix.
 const CONSTANTS: &[&str] = &[
     "ADVICE_EXTENSION",
+    "CACHE_EXTENSION",
     "CALL_BLOCKING",
     "CALL_INLINE",
     "CREDENTIALS_EXTENSION",
     "DRAFT",
     "ENTRY_POINT",
+    "HTTP_EXTENSION",
     "ISOLATION_EXTENSION",
     "ISOLATION_INLINE",
     "ISOLATION_PROCESS",
@@ -58,9 +68,12 @@ const CONSTANTS: &[&str] = &[
     "LOG_TRACE",
     "LOG_WARN",
     "NO_DEADLINE",
+    "PART_SECRET",
+    "PART_TEXT",
     "SEVERITY_ERROR",
     "SEVERITY_NOTE",
     "SEVERITY_WARNING",
+    "SIGNER_EXTENSION",
 ];
 
 #[test]
