@@ -406,7 +406,7 @@ pub struct HttpResponse {
     pub headers: *const HttpHeader,
     /// How many.
     pub headers_len: usize,
-    /// The body, at most 4 MiB.
+    /// The body, at most 2 MiB.
     pub body: Bytes,
     /// The host's own.
     pub owner: *mut c_void,

@@ -14,7 +14,13 @@ use crate::{
 };
 
 #[doc(hidden)]
-#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::restriction, reason = "made by wit-bindgen of the WIT package")]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction,
+    reason = "made by wit-bindgen of the WIT package"
+)]
 pub mod bindings {
     wit_bindgen::generate!({
         path: "wit",

@@ -10,8 +10,8 @@ use crate::{Code, Error};
 /// The longest body of a request, in bytes: 1 MiB.
 pub const REQUEST_MAX: usize = 1 << 20;
 
-/// The longest body of a response, in bytes: 4 MiB.
-pub const RESPONSE_MAX: usize = 4 << 20;
+/// The longest body of a response, in bytes: 2 MiB.
+pub const RESPONSE_MAX: usize = 2 << 20;
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,13 +11,17 @@
 //!
 //! This crate holds the host's only unsafe code: calling a plugin, and verifying with AWS-LC.
 
+mod expiring;
 mod failure;
 mod instance;
 mod lanes;
 mod latch;
 mod load;
 mod native;
+mod outbound;
 mod process;
+mod quota;
+mod reach;
 mod search;
 mod services;
 mod store;
@@ -27,16 +31,23 @@ mod threads;
 mod turns;
 mod verify;
 mod waiting;
+#[cfg(feature = "wasm")]
+mod wasm;
 
+#[cfg(feature = "wasm")]
+use std::sync::OnceLock;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
+use tokio::task::spawn_blocking;
+
 pub use failure::{Class, Failure, tame};
 pub use instance::{Description, Finding};
 pub use keystead_plugin_api::{Algorithm, CallClass, Input, Isolation, Severity, Vendor, algorithm::Family};
+pub use outbound::{ClientCertificate, Grant, Network, Origin};
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub use process::fuzzing;
@@ -46,6 +57,8 @@ pub use services::Secrets;
 pub use store::{Key, Limits, Listing, Load, Proof, Request, Store, StoreSpec, VerifySignatures};
 pub use verify::PublicKey;
 
+#[cfg(feature = "wasm")]
+use crate::wasm::Sandbox;
 use crate::{
     latch::Latch,
     load::{FileIdentity, Opened, Plugin},
@@ -61,6 +74,8 @@ pub struct Host {
     latch: Arc<Latch>,
     turns: Arc<Turns>,
     processes: Processes,
+    #[cfg(feature = "wasm")]
+    sandbox: OnceLock<Result<Arc<Sandbox>, String>>,
 }
 
 /// What became of a library whose code has run.
@@ -81,6 +96,8 @@ pub struct Settings {
     pub inline_calls: usize,
     /// How processes for plugins are started. Without it, every plugin runs in this process.
     pub launcher: Option<Launcher>,
+    /// Where compiled components are kept, a directory of this user alone; without one, each start compiles them anew.
+    pub cache: Option<PathBuf>,
 }
 
 impl Host {
@@ -92,6 +109,8 @@ impl Host {
             latch: Arc::new(Latch::new()),
             plugins: Mutex::default(),
             processes: Processes::default(),
+            #[cfg(feature = "wasm")]
+            sandbox: OnceLock::new(),
             settings: RwLock::new(settings),
         })
     }
@@ -114,19 +133,28 @@ impl Host {
 
     /// Every plugin on the search path, loaded, or why it is refused. A name that is found twice is listed twice, but
     /// the first is the one that serves. With a launcher, each is loaded in a process of its own.
-    pub async fn plugins(&self) -> Vec<Found> {
+    pub async fn plugins(self: &Arc<Self>) -> Vec<Found> {
         let Settings { path, launcher, .. } = self.settings();
         let mut plugins = Vec::new();
         for (name, file) in search::all(&path) {
             let examined = self.examine(&name, file.clone());
             let description = match (examined, &launcher) {
                 (Err(failure), _) => Err(failure),
-                (Ok(plugin), Some(launcher)) => process::describe(launcher, &plugin).await,
-                (Ok(plugin), None) => self.load(&plugin).map(|plugin| plugin.description.clone()),
+                (Ok(plugin), Some(launcher)) if !plugin.is_component() => {
+                    process::describe(launcher, &plugin).await
+                }
+                (Ok(plugin), _) => self.load_elsewhere(plugin).await,
             };
             plugins.push(Found { name, file, description });
         }
         plugins
+    }
+
+    async fn load_elsewhere(self: &Arc<Self>, plugin: PluginFile) -> Result<Description, Failure> {
+        let host = Arc::clone(self);
+        let loaded =
+            spawn_blocking(move || host.load(&plugin).map(|plugin| plugin.description.clone())).await;
+        loaded.unwrap_or_else(|_| Err(Failure::internal("loading it panicked")))
     }
 
     /// Loads the first plugin of a name on the search path, or hands out the one loaded before.
@@ -146,6 +174,38 @@ impl Host {
     }
 
     fn load(&self, plugin: &PluginFile) -> Result<Arc<Plugin>, Failure> {
+        match plugin.is_component() {
+            true => self.load_component(plugin),
+            false => self.load_library(plugin),
+        }
+    }
+
+    /// A file with new content is a new plugin here, which a library can't be.
+    #[cfg(feature = "wasm")]
+    fn load_component(&self, plugin: &PluginFile) -> Result<Arc<Plugin>, Failure> {
+        let opened = Opened::open(&plugin.file)?;
+        let identity = opened.identity();
+        let content = opened.component(plugin.sha256.as_ref())?;
+        let mut plugins = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Ok(known)) = plugins.get(&identity)
+            && known.pinned(&plugin.file, Some(&content.sha256)).is_ok()
+        {
+            return Ok(Arc::clone(known));
+        }
+        let cache = self.settings().cache;
+        let sandbox = self.sandbox.get_or_init(|| Sandbox::new(cache)).clone();
+        let loaded = Arc::new(content.load(&sandbox.map_err(Failure::internal)?)?);
+        plugins.insert(identity, Ok(Arc::clone(&loaded)));
+        Ok(loaded)
+    }
+
+    #[cfg(not(feature = "wasm"))]
+    fn load_component(&self, plugin: &PluginFile) -> Result<Arc<Plugin>, Failure> {
+        let file = plugin.file.display();
+        Err(Failure::invalid(format!("{file}: this server was built without the sandbox for components")))
+    }
+
+    fn load_library(&self, plugin: &PluginFile) -> Result<Arc<Plugin>, Failure> {
         let opened = Opened::open(&plugin.file)?;
         let mut plugins = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
         let identity = opened.identity();

@@ -20,11 +20,14 @@ use aws_lc_rs::digest;
 use keystead_plugin_api::{
     Error,
     abi::{BackendTable, DRAFT, ENTRY_POINT, EntryPoint, RootRef, struct_size},
+    schema,
 };
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use object::{FileKind, Object, ObjectSymbol, read::elf::ElfFile64};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
+#[cfg(feature = "wasm")]
+use crate::wasm;
 use crate::{Class, Description, Failure, failure::tame, instance::Instance, native, services::HostSide};
 
 /// The largest file that is taken for a plugin: 256 MiB.
@@ -36,8 +39,23 @@ pub(crate) type FileIdentity = (u64, u64);
 /// A plugin that is loaded, and stays so until the process ends.
 pub(crate) struct Plugin {
     pub(crate) description: Description,
-    pub(crate) table: &'static BackendTable,
+    code: Code,
     sha256: [u8; 32],
+}
+
+/// What a plugin runs as.
+enum Code {
+    Library(&'static BackendTable),
+    #[cfg(feature = "wasm")]
+    Component(Arc<wasm::Component>),
+}
+
+/// A component that has been read, and has the right hash where one is asked for.
+#[cfg(feature = "wasm")]
+pub(crate) struct Content {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    pub(crate) sha256: [u8; 32],
 }
 
 /// A file that may be a plugin: open, and of an owner and mode that can be trusted.
@@ -106,6 +124,29 @@ impl Opened {
 
     /// Reads the file, compares its SHA-256 with `pin`, and looks at its symbols.
     pub(crate) fn check(mut self, pin: Option<&[u8; 32]>) -> Result<Checked, Failure> {
+        let (content, sha256) = self.read(pin)?;
+        let door =
+            door(&content).map_err(|what| Failure::invalid(format!("{} {what}", self.path.display())))?;
+        Ok(Checked { file: self.file, path: self.path, sha256, door })
+    }
+
+    /// Reads a component, and compares its SHA-256 with `pin`.
+    #[cfg(feature = "wasm")]
+    pub(crate) fn component(mut self, pin: Option<&[u8; 32]>) -> Result<Content, Failure> {
+        let (bytes, sha256) = self.read(pin)?;
+        let refused = |what: &str| Err(Failure::invalid(format!("{} {what}", self.path.display())));
+        // The magic number, and a version and a layer: those of a module are 1 and 0, of a component 13 and 1.
+        match bytes.first_chunk() {
+            Some(b"\0asm\x0d\0\x01\0") => Ok(Content { path: self.path, bytes, sha256 }),
+            Some([0, b'a', b's', b'm', ..]) => refused(
+                "is a WebAssembly module, and no component; build it for wasm32-wasip2, or make one of it with \
+                 `wasm-tools component new`",
+            ),
+            _ => refused("is not WebAssembly in binary form"),
+        }
+    }
+
+    fn read(&mut self, pin: Option<&[u8; 32]>) -> Result<(Vec<u8>, [u8; 32]), Failure> {
         let mut content = Vec::new();
         let read = (&self.file).take(SIZE_MAX).read_to_end(&mut content);
         read.and_then(|_| self.file.rewind()).map_err(|error| {
@@ -113,9 +154,17 @@ impl Opened {
         })?;
         let sha256 = sha256(&content);
         pinned(&self.path, &sha256, pin)?;
-        let door =
-            door(&content).map_err(|what| Failure::invalid(format!("{} {what}", self.path.display())))?;
-        Ok(Checked { file: self.file, path: self.path, sha256, door })
+        Ok((content, sha256))
+    }
+}
+
+#[cfg(feature = "wasm")]
+impl Content {
+    /// Compiles it, and asks it what it is.
+    pub(crate) fn load(self, sandbox: &Arc<wasm::Sandbox>) -> Result<Plugin, Failure> {
+        let loaded = sandbox.load(&self.bytes);
+        let (component, description) = loaded.map_err(|what| refuse(&self.path, &what))?;
+        Ok(Plugin { description, code: Code::Component(Arc::new(component)), sha256: self.sha256 })
     }
 }
 
@@ -146,19 +195,44 @@ impl Mapped {
         mem::forget(self.library);
         let table = table.map_err(|what| refuse(&self.path, &what))?;
         let description = native::describe(table).map_err(|what| refuse(&self.path, &what))?;
-        Ok(Plugin { description, table, sha256: self.sha256 })
+        Ok(Plugin { description, code: Code::Library(table), sha256: self.sha256 })
     }
 }
 
 impl Plugin {
     /// Opens a store, if its configuration fits the plugin's schema.
-    pub(crate) fn open(&self, side: &'static dyn HostSide) -> Result<Arc<dyn Instance>, Error> {
-        native::open(self.table, &self.description.schema, side)
+    /// `memory` is that of a component's instance.
+    pub(crate) fn open(
+        &self,
+        side: &'static dyn HostSide,
+        memory: usize,
+    ) -> Result<Arc<dyn Instance>, Error> {
+        let config = side.config().unwrap_or_default();
+        schema::check(&self.description.schema, &serde_json::from_slice(&config).unwrap_or_default())?;
+        match &self.code {
+            Code::Library(table) => native::open(table, side),
+            #[cfg(feature = "wasm")]
+            Code::Component(component) => component.open(side, memory),
+        }
     }
 
     /// Names the group of a store by its configuration.
     pub(crate) fn isolation_group(&self, config: &[u8]) -> Result<Option<String>, Error> {
-        native::isolation_group(self.table, config)
+        match &self.code {
+            Code::Library(table) => native::isolation_group(table, config),
+            #[cfg(feature = "wasm")]
+            Code::Component(_) => Ok(None),
+        }
+    }
+
+    /// The table of a library.
+    #[cfg(any(test, feature = "test-support"))]
+    pub(crate) fn table(&self) -> Option<&'static BackendTable> {
+        match &self.code {
+            Code::Library(table) => Some(table),
+            #[cfg(feature = "wasm")]
+            Code::Component(_) => None,
+        }
     }
 
     /// Whether what was loaded has the hash that this name asks for: one file may have several names.
@@ -441,8 +515,9 @@ mod tests {
     fn two_files_are_two_plugins_even_where_their_content_is_the_same() {
         let (one, other) = (PluginDir::with(&[HOSTILE]), PluginDir::with(&[HOSTILE]));
         let (first, second) = (load(&hostile(&one)), load(&hostile(&other)));
-        assert!(!ptr::eq(first.table, second.table));
-        assert!(ptr::eq(first.table, load(&hostile(&one)).table), "one file is one plugin");
+        assert!(!ptr::eq(first.table().unwrap(), second.table().unwrap()));
+        let again = load(&hostile(&one));
+        assert!(ptr::eq(first.table().unwrap(), again.table().unwrap()), "one file is one plugin");
     }
 
     #[test]

@@ -18,7 +18,6 @@ use keystead_plugin_api::{
         Report, struct_size,
     },
     algorithm::Operation,
-    schema,
 };
 
 use crate::{
@@ -83,14 +82,11 @@ pub(crate) fn isolation_group(table: &'static BackendTable, config: &[u8]) -> Re
     }
 }
 
-/// Opens a store of a plugin, if its configuration fits the plugin's `schema`.
+/// Opens a store of a plugin.
 pub(crate) fn open(
     table: &'static BackendTable,
-    schema: &serde_json::Value,
     side: &'static dyn HostSide,
 ) -> Result<Arc<dyn Instance>, Error> {
-    let config = side.config().unwrap_or_default();
-    schema::check(schema, &serde_json::from_slice(&config).unwrap_or_default())?;
     let mut store = ptr::null_mut();
     let mut memory = Memory::default();
     let mut report = memory.report();

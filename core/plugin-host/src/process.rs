@@ -19,7 +19,6 @@ pub mod fuzzing;
 mod gate;
 mod launch;
 mod link;
-mod quota;
 mod registry;
 mod remote;
 mod wire;
@@ -33,7 +32,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::load::FileIdentity;
+use crate::{load::FileIdentity, search};
 
 pub use child::process_main;
 #[cfg(feature = "test-support")]
@@ -53,6 +52,12 @@ pub(crate) struct PluginFile {
     pub(crate) file: PathBuf,
     pub(crate) sha256: Option<[u8; 32]>,
     pub(crate) identity: FileIdentity,
+}
+
+impl PluginFile {
+    pub(crate) fn is_component(&self) -> bool {
+        search::is_component(&self.file)
+    }
 }
 
 /// How a process for plugins is started: a program that does nothing but call [`process_main`].
@@ -80,8 +85,8 @@ pub struct Surroundings {
     pub user: Option<String>,
     /// Its supplementary groups, by name or number. Without any, and with a `user`, those of the user.
     pub groups: Vec<String>,
-    /// The most memory that it may have, in bytes, all its stores together.
-    pub memory: u64,
+    /// The most memory that it may have, in bytes, all its stores together; [`Surroundings::MEMORY`] without one.
+    pub memory: Option<u64>,
     /// Whether it may leave core dumps, which hold keys and PINs.
     pub core_dumps: bool,
     /// How long no call may come back while all lanes of a store are in one, before it is ended and started anew. Without
@@ -113,6 +118,9 @@ impl Surroundings {
     /// [`Self::stuck_after`] where neither the configuration nor the plugin says: an HSM that fails over takes some 20 s,
     /// and this is 8 times what clients wait.
     pub const STUCK_AFTER: Duration = Duration::from_secs(60);
+
+    /// [`Self::memory`] where the configuration says nothing: 1 GiB.
+    pub const MEMORY: u64 = 1 << 30;
 }
 
 impl Default for Surroundings {
@@ -123,7 +131,7 @@ impl Default for Surroundings {
             workdir: None,
             user: None,
             groups: Vec::new(),
-            memory: 1 << 30,
+            memory: None,
             core_dumps: false,
             stuck_after: None,
         }

@@ -10,6 +10,9 @@ use crate::{Class, Description, Failure};
 const PREFIX: &str = "libkeystead_plugin_";
 const SUFFIX: &str = ".so";
 
+/// The end of a component's file: `NAME.wasm`.
+const COMPONENT: &str = "wasm";
+
 /// The directory of packages.
 const SYSTEM: &str = "/usr/lib/keystead/plugins";
 
@@ -35,21 +38,27 @@ pub fn search_path(configured: &[PathBuf], executable: Option<&Path>) -> Vec<Pat
     own.into_iter().chain([PathBuf::from(SYSTEM)]).collect()
 }
 
-/// The file of a plugin: the first on the path.
+/// Whether a file is to be a component.
+pub(crate) fn is_component(file: &Path) -> bool {
+    file.extension().is_some_and(|extension| extension == COMPONENT)
+}
+
+/// The file of a plugin: the first on the path, and in one directory the library before the component.
 pub(crate) fn first(path: &[PathBuf], name: &str) -> Result<PathBuf, Failure> {
     if !is_name(name) {
         return Err(Failure::invalid(format!(
             "`{name}` can't be the name of a plugin: expected lower-case letters, digits and hyphens"
         )));
     }
-    let file = format!("{PREFIX}{}{SUFFIX}", name.replace('-', "_"));
+    let files = [format!("{PREFIX}{}{SUFFIX}", name.replace('-', "_")), format!("{name}.{COMPONENT}")];
     path.iter()
-        .map(|directory| directory.join(&file))
+        .flat_map(|directory| files.iter().map(|file| directory.join(file)))
         .find(|file| file.symlink_metadata().is_ok())
         .ok_or_else(|| {
+            let [library, component] = &files;
             Failure::new(
                 Class::NotFound,
-                format!("plugin `{name}` was not found: no {file} in {}", joined(path)),
+                format!("plugin `{name}` was not found: no {library} or {component} in {}", joined(path)),
             )
         })
 }
@@ -67,7 +76,10 @@ pub(crate) fn all(path: &[PathBuf]) -> Vec<(String, PathBuf)> {
 }
 
 fn name_of(file: &Path) -> Option<String> {
-    let name = file.file_name()?.to_str()?.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.replace('_', "-");
+    let name = match is_component(file) {
+        true => file.file_stem()?.to_str()?.to_owned(),
+        false => file.file_name()?.to_str()?.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.replace('_', "-"),
+    };
     is_name(&name).then_some(name)
 }
 
@@ -105,7 +117,8 @@ mod tests {
         let failure = first(&["/nowhere".into(), "/neither".into()], "in-house").unwrap_err();
         assert_eq!(
             failure.to_string(),
-            "plugin `in-house` was not found: no libkeystead_plugin_in_house.so in /nowhere, /neither"
+            "plugin `in-house` was not found: no libkeystead_plugin_in_house.so or in-house.wasm in \
+             /nowhere, /neither"
         );
     }
 }

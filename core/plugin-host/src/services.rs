@@ -4,27 +4,33 @@
 //! [`Services`] is the host's side where the configuration is. A plugin in a process of its own talks to a side there
 //! that passes everything on.
 
+mod extensions;
+mod table;
+
 use std::{
-    ffi::c_void,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
-use keystead_plugin_api::{
-    Code,
-    abi::{Buffer, Bytes, CREDENTIALS_EXTENSION, CredentialsTable, DRAFT, HostTable, LogRecord, struct_size},
-};
+use keystead_plugin_api::{Code, Error};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::{runtime::Handle, sync::Notify};
 use zeroize::Zeroizing;
 
 use crate::{
     failure::tame,
     latch::{Digest, Latch},
+    outbound::{Grant, by_the_system},
+    reach::{Ask, Reach, Reached},
 };
+
+#[cfg(feature = "wasm")]
+pub(crate) use table::config_at;
+pub(crate) use table::table;
 
 /// How many secrets one store may be presenting at once; there is one for each of its tokens.
 const PRESENTING_MAX: usize = 1024;
@@ -41,6 +47,9 @@ pub trait Secrets: Send + Sync {
     ///
     /// Where its source can't be read: a sentence without the secret.
     fn read(&self, name: &str) -> Option<Result<Zeroizing<Vec<u8>>, String>>;
+
+    /// Whether a sandboxed plugin may have its value. Others use it by the host alone.
+    fn exposed(&self, name: &str) -> bool;
 }
 
 /// What the host offers to one store, wherever the plugin runs. Calls come from any thread, at any time.
@@ -65,6 +74,18 @@ pub(crate) trait HostSide: Send + Sync {
 
     /// What came of presenting it.
     fn presented(&self, token: &[u8], secret: &[u8], accepted: bool);
+
+    /// What the store reaches, and the runtime to do it on; `None` once it is closed, and where the host is elsewhere.
+    fn reaching(&self) -> Option<(Arc<Reach>, Handle)>;
+
+    /// Has the host do what a plugin can't or mustn't do itself, until `deadline`. Blocks.
+    fn reach(&self, ask: Ask, deadline: Instant) -> Result<Reached, Error> {
+        let closed = || Error::new(Code::Unavailable, "the store is closed");
+        let (reach, runtime) = self.reaching().ok_or_else(closed)?;
+        // Where waiting isn't allowed, on the lane of inline calls, tokio panics.
+        let forbidden = Err(Error::new(Code::Internal, "a call of class inline may not wait for the host"));
+        contain(forbidden, || runtime.block_on(reach.ask(ask, deadline)))
+    }
 }
 
 /// One event of a plugin's log; text of a stranger.
@@ -92,6 +113,8 @@ pub(crate) struct Services {
     /// How many it has added to the latch.
     refusals: AtomicUsize,
     changed: Notify,
+    /// Where what the store reaches is waited for.
+    runtime: OnceLock<Handle>,
 }
 
 /// What is forgotten when the store is closed.
@@ -99,6 +122,7 @@ pub(crate) struct Services {
 struct Private {
     config: Zeroizing<Vec<u8>>,
     secrets: Arc<dyn Secrets>,
+    reach: Arc<Reach>,
 }
 
 impl Services {
@@ -106,19 +130,27 @@ impl Services {
         store: &str,
         plugin: &str,
         config: &serde_json::Value,
-        secrets: Box<dyn Secrets>,
+        (secrets, grants): (Box<dyn Secrets>, Vec<Grant>),
         latch: Arc<Latch>,
     ) -> &'static Self {
         let config = Zeroizing::new(config.to_string().into_bytes());
+        let secrets: Arc<dyn Secrets> = secrets.into();
+        let reach = Arc::new(Reach::new(store, grants, Arc::clone(&secrets), &by_the_system()));
         Box::leak(Box::new(Self {
             store: store.to_owned(),
             plugin: plugin.to_owned(),
-            private: Mutex::new(Some(Private { config, secrets: secrets.into() })),
+            private: Mutex::new(Some(Private { config, secrets, reach })),
             latch,
             presenting: Mutex::default(),
             refusals: AtomicUsize::new(0),
             changed: Notify::new(),
+            runtime: OnceLock::new(),
         }))
+    }
+
+    /// What the store reaches is waited for on this runtime from now on.
+    pub(crate) fn run_on(&self, runtime: Handle) {
+        let _ = self.runtime.set(runtime); // once: a store that is opened again has one
     }
 
     /// Waits until the plugin says that its keys have changed.
@@ -238,57 +270,9 @@ impl HostSide for Services {
             self.refuse(digest);
         }
     }
-}
 
-/// The table that a plugin gets. It lives until the process ends.
-pub(crate) fn table(side: &'static dyn HostSide) -> &'static HostTable {
-    Box::leak(Box::new(HostTable {
-        size: struct_size::<HostTable>(),
-        draft: DRAFT,
-        context: std::ptr::from_mut(Box::leak(Box::new(side))).cast(),
-        log_enabled,
-        log,
-        config,
-        secret,
-        keys_changed,
-        extension,
-    }))
-}
-
-fn config_at(side: &dyn HostSide, path: &str) -> Option<Zeroizing<Vec<u8>>> {
-    let config = side.config()?;
-    if path.is_empty() {
-        return Some(config);
-    }
-    let whole: serde_json::Value = serde_json::from_slice(&config).ok()?;
-    let text = match whole.pointer(path)? {
-        serde_json::Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    Some(Zeroizing::new(text.into_bytes()))
-}
-
-/// # Safety
-///
-/// `context` is that of a table made by [`table`].
-unsafe fn side(context: *mut c_void) -> &'static dyn HostSide {
-    // SAFETY: promised by the caller; what the context leads to is leaked and so lives for ever.
-    unsafe { *context.cast_const().cast::<&'static dyn HostSide>() }
-}
-
-/// # Safety
-///
-/// As `abi` demands of the plugin: `out` is a buffer of its own.
-unsafe fn answer(out: *mut Buffer, value: Option<&[u8]>) -> u32 {
-    // SAFETY: the plugin passes a buffer of its own that lives through the call; NULL is answered as a defect.
-    match (unsafe { out.as_mut() }, value) {
-        (None, _) => Code::InvalidInput as u32,
-        (_, None) => Code::NotFound as u32,
-        // SAFETY: the plugin's buffer has the capacity it states.
-        (Some(out), Some(value)) => match unsafe { out.fill(value) } {
-            true => 0,
-            false => Code::BufferTooSmall as u32,
-        },
+    fn reaching(&self) -> Option<(Arc<Reach>, Handle)> {
+        Some((self.private()?.reach, self.runtime.get()?.clone()))
     }
 }
 
@@ -296,83 +280,6 @@ unsafe fn answer(out: *mut Buffer, value: Option<&[u8]>) -> u32 {
 /// would at the boundary to the plugin.
 fn contain<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or(otherwise)
-}
-
-unsafe extern "C" fn log_enabled(context: *mut c_void, level: u32) -> u32 {
-    // SAFETY: the context is ours.
-    let side = unsafe { side(context) };
-    u32::from(contain(false, || side.wants(level)))
-}
-
-unsafe extern "C" fn log(context: *mut c_void, record: *const LogRecord) {
-    // SAFETY: the context is ours, and the plugin passes a record of its own or, in error, NULL.
-    let (side, Some(record)) = (unsafe { (side(context), record.as_ref()) }) else { return };
-    // SAFETY: the plugin keeps what the record points to valid through the call (`abi`).
-    let event = unsafe {
-        Event {
-            level: record.level,
-            target: record.target.as_slice(),
-            message: record.message.as_slice(),
-            fields: record.fields.as_slice(),
-            request: record.request_id.as_slice(),
-        }
-    };
-    contain((), || side.log(&event));
-}
-
-unsafe extern "C" fn config(context: *mut c_void, path: Bytes, out: *mut Buffer) -> u32 {
-    // SAFETY: the context is ours, and the plugin keeps the path valid through the call.
-    let (side, path) = unsafe { (side(context), path.as_slice()) };
-    let value = std::str::from_utf8(path).ok().and_then(|path| config_at(side, path));
-    // SAFETY: the buffer is the plugin's.
-    unsafe { answer(out, value.as_ref().map(|value| value.as_slice())) }
-}
-
-unsafe extern "C" fn secret(context: *mut c_void, name: Bytes, out: *mut Buffer) -> u32 {
-    // SAFETY: the context is ours, and the plugin keeps the name valid through the call.
-    let (side, name) = unsafe { (side(context), name.as_slice()) };
-    let name = std::str::from_utf8(name).unwrap_or_default();
-    match contain(Some(Err(String::new())), || side.secret(name)) {
-        Some(Err(_)) => Code::Unavailable as u32,
-        // SAFETY: the buffer is the plugin's.
-        Some(Ok(value)) => unsafe { answer(out, Some(&value)) },
-        // SAFETY: the buffer is the plugin's.
-        None => unsafe { answer(out, None) },
-    }
-}
-
-unsafe extern "C" fn keys_changed(context: *mut c_void) {
-    // SAFETY: the context is ours.
-    let side = unsafe { side(context) };
-    contain((), || side.keys_changed());
-}
-
-unsafe extern "C" fn extension(_context: *mut c_void, name: Bytes) -> *const c_void {
-    static CREDENTIALS: CredentialsTable =
-        CredentialsTable { size: struct_size::<CredentialsTable>(), refused, report, accepted };
-    // SAFETY: the plugin keeps the name valid through the call.
-    match unsafe { name.as_slice() } {
-        name if name == CREDENTIALS_EXTENSION.as_bytes() => (&raw const CREDENTIALS).cast(),
-        _ => std::ptr::null(),
-    }
-}
-
-unsafe extern "C" fn refused(context: *mut c_void, token: Bytes, secret: Bytes) -> u32 {
-    // SAFETY: the context is ours, and the plugin keeps both slices valid through the call.
-    let (side, token, secret) = unsafe { (side(context), token.as_slice(), secret.as_slice()) };
-    u32::from(contain(true, || side.was_refused(token, secret)))
-}
-
-unsafe extern "C" fn report(context: *mut c_void, token: Bytes, secret: Bytes) {
-    // SAFETY: the context is ours, and the plugin keeps both slices valid through the call.
-    let (side, token, secret) = unsafe { (side(context), token.as_slice(), secret.as_slice()) };
-    contain((), || side.presented(token, secret, false));
-}
-
-unsafe extern "C" fn accepted(context: *mut c_void, token: Bytes, secret: Bytes) {
-    // SAFETY: the context is ours, and the plugin keeps both slices valid through the call.
-    let (side, token, secret) = unsafe { (side(context), token.as_slice(), secret.as_slice()) };
-    contain((), || side.presented(token, secret, true));
 }
 
 #[cfg(test)]

@@ -13,12 +13,17 @@ use std::{
 use crate::{
     Class, Description, Failure, Finding, Host, Surroundings,
     instance::{Call, Instance, RawKey, SPKI_MAX},
-    process::{Placed, Remote, Wish},
+    outbound::Grant,
+    process::{Placed, PluginFile, Remote, Wish},
     services::{Secrets, Services},
     threads::Threads,
     verify::{Challenge, PublicKey},
 };
 use keystead_plugin_api::{Algorithm, CallClass, Isolation, Severity, abi::KEY_ID_MAX, algorithm::Family};
+use tokio::runtime::Handle;
+
+/// How much memory an instance of a component may have, where the configuration says nothing: 64 MiB.
+const INSTANCE_MEMORY: u64 = 64 << 20;
 
 /// Which results are verified before they leave: signatures, and those of the raw RSA operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,8 +60,13 @@ pub struct StoreSpec {
     pub config: serde_json::Value,
     /// The secrets that the plugin may ask for.
     pub secrets: Box<dyn Secrets>,
+    /// The services that it may reach through the host.
+    pub grants: Vec<Grant>,
     /// What it may use.
     pub limits: Limits,
+    /// The most instances of a component: each takes one lane, and there is one beside them for housekeeping. As many as
+    /// there are lanes without a number.
+    pub instances: Option<u32>,
     /// Which signatures are verified.
     pub verify_signatures: VerifySignatures,
     /// Where the plugin runs; `None` for where it would rather.
@@ -75,6 +85,7 @@ pub struct Store {
     description: Mutex<Option<Description>>,
     threads: Threads,
     verify_signatures: VerifySignatures,
+    instances: Option<u32>,
     isolation: Option<Isolation>,
     surroundings: Surroundings,
 }
@@ -149,8 +160,13 @@ impl Store {
     /// A store that isn't open yet. Nothing of the plugin is touched.
     #[must_use]
     pub fn new(host: &Arc<Host>, spec: StoreSpec) -> Self {
-        let services =
-            Services::new(&spec.name, &spec.plugin, &spec.config, spec.secrets, Arc::clone(&host.latch));
+        let services = Services::new(
+            &spec.name,
+            &spec.plugin,
+            &spec.config,
+            (spec.secrets, spec.grants),
+            Arc::clone(&host.latch),
+        );
         Self {
             threads: Threads::new(&spec.name, spec.limits, &host.turns),
             host: Arc::clone(host),
@@ -158,6 +174,7 @@ impl Store {
             description: Mutex::default(),
             services,
             verify_signatures: spec.verify_signatures,
+            instances: spec.instances,
             isolation: spec.isolation,
             surroundings: spec.surroundings,
             name: spec.name,
@@ -226,6 +243,7 @@ impl Store {
         if self.is_open() {
             return Ok(());
         }
+        self.services.run_on(Handle::current());
         let mut opening = match self.place().await? {
             None => self.open_here().await?,
             Some(placed) => self.open_there(placed).await?,
@@ -248,6 +266,9 @@ impl Store {
         }
         let (host, plugin) = (Arc::clone(&self.host), self.plugin.clone());
         let file = self.threads.housekeep(move |_| host.locate(&plugin)).await?;
+        if file.is_component() {
+            return self.only_sandboxed(&file);
+        }
         let wish = Wish {
             launcher: &launcher,
             file: &file,
@@ -255,6 +276,18 @@ impl Store {
             isolation: self.isolation,
         };
         self.host.processes.place(wish, self.services).await
+    }
+
+    /// A component needs no process: the sandbox holds it.
+    fn only_sandboxed(&self, file: &PluginFile) -> Result<Option<Placed>, Failure> {
+        match self.isolation {
+            Some(Isolation::Process) => Err(Failure::invalid(format!(
+                "{} is a component, which runs in a sandbox of the server's own process; remove `isolation: process`, and \
+                 what is for a process",
+                file.file.display()
+            ))),
+            _ => Ok(None),
+        }
     }
 
     fn only_here(&self) -> Result<Option<Placed>, Failure> {
@@ -268,9 +301,11 @@ impl Store {
         let (host, plugin, services) = (Arc::clone(&self.host), self.plugin.clone(), self.services);
         let plugin = self.threads.housekeep(move |_| host.plugin(&plugin)).await?;
         self.is_described(&plugin.description);
-        let most = plugin.description.lanes_max;
+        let most = [plugin.description.lanes_max, self.instances].into_iter().flatten().min();
+        let memory = self.surroundings.memory.unwrap_or(INSTANCE_MEMORY);
+        let memory = usize::try_from(memory).unwrap_or(usize::MAX);
         let opening = move |_: &Call<'_>| {
-            let opened = plugin.open(services)?;
+            let opened = plugin.open(services, memory)?;
             let advice = opened.advice();
             Ok::<_, keystead_plugin_api::Error>((Opening(Some(Opened::Here(opened))), advice))
         };

@@ -145,7 +145,8 @@ pub fn make_plugin(makefile: &str, directory: &Path, arguments: &[&str]) -> Path
 pub fn table(library: &Path) -> &'static BackendTable {
     let checked = Opened::open(library).and_then(|opened| opened.check(None));
     let plugin = checked.and_then(Checked::map).and_then(Mapped::examine);
-    plugin.unwrap_or_else(|failure| panic!("{failure}")).table
+    let plugin = plugin.unwrap_or_else(|failure| panic!("{failure}"));
+    plugin.table().unwrap_or_else(|| panic!("{} has no table", library.display()))
 }
 
 /// A source of the test plugins in C.

@@ -189,6 +189,8 @@ pub struct Plugins {
     pub require_sha256: bool,
     /// SHA-256 that a plugin's file must have, by the plugin's name.
     pub sha256: BTreeMap<String, [u8; 32]>,
+    /// Where compiled components are kept; `None` for the service manager's cache directory, if it gives one.
+    pub cache: Option<PathBuf>,
 }
 
 /// The environment as [`load`] sees it: variables by name.

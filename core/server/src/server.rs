@@ -3,6 +3,7 @@
 use std::{
     fmt, fs, io,
     net::SocketAddr,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -160,8 +161,15 @@ pub(crate) fn plugin_settings(plugins: &config::Plugins) -> Settings {
         sha256: plugins.sha256.clone(),
         require_sha256: plugins.require_sha256,
         inline_calls: processors(),
+        cache: plugins.cache.clone().or_else(service_cache),
         launcher: Some(Launcher { program: OWN_PROGRAM.into(), arguments: vec![PLUGIN_PROCESS.into()] }),
     }
+}
+
+/// The part of the service manager's cache directory for compiled components (systemd.exec(5), `CacheDirectory=`).
+fn service_cache() -> Option<PathBuf> {
+    let directories = std::env::var_os("CACHE_DIRECTORY")?;
+    std::env::split_paths(&directories).next().map(|directory| directory.join("components"))
 }
 
 /// Runs the server until it is told to stop; then accepts no more, finishes what is in flight within the grace period,

@@ -70,11 +70,13 @@ impl ManagedStore {
             name: config.name.clone(),
             plugin: config.plugin.clone(),
             config: config.config.clone(),
-            secrets: Box::new(Sources(config.secrets.clone())),
+            secrets: Box::new(Sources { sources: config.secrets.clone(), exposed: config.exposed.clone() }),
+            grants: config.grants.clone(),
             limits: host::Limits {
                 lanes: config.limits.lanes.and_then(|lanes| u32::try_from(lanes).ok()),
                 queue: config.limits.queue,
             },
+            instances: config.limits.instances,
             verify_signatures: match config.verify_signatures {
                 config::VerifySignatures::Auto => host::VerifySignatures::Rsa,
                 config::VerifySignatures::On => host::VerifySignatures::Always,
@@ -350,11 +352,18 @@ fn uptime(from_now: Duration) -> u64 {
 }
 
 /// The secrets of a store, by name.
-struct Sources(BTreeMap<String, config::SecretSource>);
+struct Sources {
+    sources: BTreeMap<String, config::SecretSource>,
+    exposed: BTreeSet<String>,
+}
 
 impl host::Secrets for Sources {
     fn read(&self, name: &str) -> Option<Result<Zeroizing<Vec<u8>>, String>> {
-        self.0.get(name).map(|source| source.read().map_err(|error| error.to_string()))
+        self.sources.get(name).map(|source| source.read().map_err(|error| error.to_string()))
+    }
+
+    fn exposed(&self, name: &str) -> bool {
+        self.exposed.contains(name)
     }
 }
 

@@ -26,17 +26,19 @@ use keystead_plugin_api::{
     algorithm::Operation,
 };
 use serde::Serialize;
+use tokio::runtime::Handle;
 use zeroize::Zeroizing;
 
 use super::{
     confine, crash, lock,
-    wire::{self, Described, Frame, Inbox, Message, Order, Reply, Told},
+    wire::{self, Described, Fault, Frame, Inbox, Message, Order, Reply, Told},
 };
 use crate::{
     Class, Failure, Limits,
     instance::{Call, Instance, Refusal},
     lanes::Lanes,
     load::{Opened, Plugin},
+    reach::{Ask, Reach, Reached},
     services::{Event, HostSide},
 };
 
@@ -254,7 +256,7 @@ impl Process {
             outbox: Arc::clone(&self.outbox),
         }));
         let opened = self.plugin(plugin).and_then(|plugin| {
-            let instance = plugin.open(side)?;
+            let instance = plugin.open(side, 0)?;
             let Advice { lanes: advised, stuck_after } = instance.advice();
             let lanes = Limits { lanes, queue: UNBOUNDED }.lanes(advised, plugin.description.lanes_max);
             let held = Held {
@@ -421,6 +423,7 @@ enum Heard {
     NoSecret,
     Unreadable,
     Refused(bool),
+    Reached(Result<Reached, Refusal>),
 }
 
 impl Outbox {
@@ -471,6 +474,7 @@ impl Outbox {
             Told::NoSecret => Heard::NoSecret,
             Told::Unreadable => Heard::Unreadable,
             Told::Refused(refused) => Heard::Refused(refused),
+            Told::Reached(reached) => Heard::Reached(reached.map_err(Fault::into_refusal)),
         };
         if let Some(asked) = lock(&self.asks).remove(&ask) {
             let _ = asked.send(heard);
@@ -521,7 +525,7 @@ impl HostSide for Afar {
         match self.outbox.ask(64 + name.len(), |ask| Message::Secret { ask, store: self.store, name })? {
             Heard::Secret(secret) => Some(Ok(secret)),
             Heard::NoSecret => None,
-            Heard::Unreadable | Heard::Refused(_) => Some(Err("it can't be read".to_owned())),
+            _ => Some(Err("it can't be read".to_owned())),
         }
     }
 
@@ -538,6 +542,20 @@ impl HostSide for Afar {
     fn presented(&self, token: &[u8], secret: &[u8], accepted: bool) {
         let size = 64 + token.len() + secret.len();
         self.outbox.post(&Message::Presented { store: self.store, token, secret, accepted }, size);
+    }
+
+    fn reaching(&self) -> Option<(Arc<Reach>, Handle)> {
+        None
+    }
+
+    fn reach(&self, what: Ask, deadline: Instant) -> Result<Reached, Error> {
+        let left = deadline.saturating_duration_since(Instant::now()).as_nanos();
+        let nanos_left = u64::try_from(left).unwrap_or(u64::MAX);
+        let size = 64 + what.size();
+        match self.outbox.ask(size, |ask| Message::Reach { ask, store: self.store, nanos_left, what }) {
+            Some(Heard::Reached(reached)) => reached.map_err(|refusal| refusal.error),
+            _ => Err(Error::new(Code::Internal, "the server gave no answer")),
+        }
     }
 }
 

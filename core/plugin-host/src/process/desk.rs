@@ -4,18 +4,21 @@
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError, RwLock},
+    time::Duration,
 };
 
 use super::{
     calls::Calls,
     lock,
-    quota::Quota,
     wire::{Message, Told},
 };
-use crate::services::HostSide;
+use crate::{quota::Quota, reach::Ask, services::HostSide};
 
 /// The longest name of a secret that is looked for, in bytes.
 const NAME_MAX: usize = 256;
+
+/// The longest time that anything is done for a store.
+const REACH_MAX: Duration = Duration::from_secs(60);
 
 /// Where everything arrives that a process says.
 pub(super) struct Desk {
@@ -36,6 +39,13 @@ pub(super) enum Next {
         ask: u64,
         side: &'static dyn HostSide,
         name: String,
+    },
+    /// Something is to be done for a store, and told.
+    Reach {
+        ask: u64,
+        side: &'static dyn HostSide,
+        what: Ask,
+        time: Duration,
     },
 }
 
@@ -62,7 +72,7 @@ impl Desk {
             Message::Page { call, keys, findings } => calls.page(call, &keys, &findings)?,
             Message::Log { store, event } => {
                 let side = self.side(store)?;
-                if lock(&self.quota).allows(self.pid) {
+                if lock(&self.quota).allows(format_args!("the plugin process {}", self.pid)) {
                     side.log(&event);
                 }
             }
@@ -76,6 +86,10 @@ impl Desk {
             }
             Message::Refused { ask, store, token, secret } => {
                 return Ok(Next::Tell(ask, Told::Refused(self.side(store)?.was_refused(token, secret))));
+            }
+            Message::Reach { ask, store, nanos_left, what } => {
+                let time = Duration::from_nanos(nanos_left).min(REACH_MAX);
+                return Ok(Next::Reach { ask, side: self.side(store)?, what, time });
             }
             Message::Presented { store, token, secret, accepted } => {
                 self.side(store)?.presented(token, secret, accepted);

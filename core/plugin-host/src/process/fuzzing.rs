@@ -12,6 +12,9 @@ use std::{
 };
 
 use keystead_plugin_api::abi::KEY_ID_MAX;
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
 use zeroize::Zeroizing;
 
 use super::{
@@ -22,6 +25,7 @@ use super::{
 use crate::{
     instance::{ALGORITHMS_MAX, RawListing, SPKI_MAX},
     native::ENTRIES_MAX,
+    reach::Reach,
     services::{Event, HostSide},
 };
 
@@ -236,6 +240,10 @@ impl HostSide for Anybody {
     }
 
     fn presented(&self, _token: &[u8], _secret: &[u8], _accepted: bool) {}
+
+    fn reaching(&self) -> Option<(Arc<Reach>, Handle)> {
+        None
+    }
 }
 
 #[cfg(test)]

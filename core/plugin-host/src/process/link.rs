@@ -34,10 +34,17 @@ use super::{
     gate::Place,
     launch::Launched,
     lock,
-    quota::Quota,
     wire::{self, Frame, Inbox, Message, Order, Told},
 };
-use crate::{Description, failure::tame, instance::Refusal, load::FileIdentity, services::HostSide};
+use crate::{
+    Description,
+    failure::tame,
+    instance::Refusal,
+    load::FileIdentity,
+    quota::Quota,
+    reach::{Ask, Reached},
+    services::HostSide,
+};
 
 /// How many questions of a process may be open at once: it has one for each thread at most.
 const ASKS_MAX: usize = 4096;
@@ -331,6 +338,7 @@ impl Link {
                 Ok(())
             }
             Next::LookUp { ask, side, name } => self.look_up(ask, side, name),
+            Next::Reach { ask, side, what, time } => self.reach(ask, side, what, time),
         }
     }
 
@@ -341,13 +349,28 @@ impl Link {
         let _ = self.call(Expects::Done, None, about, 64, |call| Order::Close { call, store, grace });
     }
 
+    /// Does something for a store, elsewhere: it may take a while.
+    fn reach(
+        self: &Arc<Self>,
+        ask: u64,
+        side: &'static dyn HostSide,
+        what: Ask,
+        time: Duration,
+    ) -> Result<(), String> {
+        self.elsewhere(move |link| {
+            let reached = side.reach(what, Instant::now() + time).map_err(Refusal::from);
+            let size = reached.as_ref().map_or(1024, Reached::size);
+            let told = match reached {
+                Ok(reached) => Told::Reached(Ok(reached)),
+                Err(refusal) => Told::Reached(Err(refusal.into())),
+            };
+            link.tell(&Order::Told { ask, told }, 64 + size);
+        })
+    }
+
     /// Reads a secret, elsewhere: its file may be far away.
     fn look_up(self: &Arc<Self>, ask: u64, side: &'static dyn HostSide, name: String) -> Result<(), String> {
-        if self.asks.fetch_add(1, Ordering::Relaxed) as usize >= ASKS_MAX {
-            return Err(format!("it asks for more than {ASKS_MAX} secrets at once"));
-        }
-        let link = Arc::clone(self);
-        spawn_blocking(move || {
+        self.elsewhere(move |link| {
             let secret = side.secret(&name);
             let told = match &secret {
                 Some(Ok(secret)) => Told::Secret(secret),
@@ -357,6 +380,17 @@ impl Link {
             let size =
                 secret.as_ref().and_then(|secret| secret.as_ref().ok()).map_or(0, |secret| secret.len());
             link.tell(&Order::Told { ask, told }, 32 + size);
+        })
+    }
+
+    /// Answers a question of the process on a thread that may wait.
+    fn elsewhere(self: &Arc<Self>, answer: impl FnOnce(&Self) + Send + 'static) -> Result<(), String> {
+        if self.asks.fetch_add(1, Ordering::Relaxed) as usize >= ASKS_MAX {
+            return Err(format!("it asks for more than {ASKS_MAX} things at once"));
+        }
+        let link = Arc::clone(self);
+        spawn_blocking(move || {
+            answer(&link);
             link.asks.fetch_sub(1, Ordering::Relaxed);
         });
         Ok(())
@@ -417,7 +451,7 @@ async fn forward(output: pipe::Receiver, pid: u32) -> Option<Crash> {
         let text = line.strip_suffix(b"\n").unwrap_or(&line);
         match crash::parse(text) {
             Some(report) => crash = Some(report),
-            None if !text.is_empty() && quota.allows(pid) => {
+            None if !text.is_empty() && quota.allows(format_args!("the plugin process {pid}")) => {
                 let text = tame(text, LINE_MAX);
                 tracing::info!(target: "keystead::plugin", pid, "a plugin process wrote: {text}");
             }

@@ -363,8 +363,12 @@ impl Process {
         };
         let Surroundings { user, groups, memory, core_dumps, .. } = &self.surroundings;
         let identity = confine::resolve(user.as_deref(), groups).map_err(refuse)?;
-        let confinement =
-            Confinement { identity, memory: *memory, core_dumps: *core_dumps, parent: std::process::id() };
+        let confinement = Confinement {
+            identity,
+            memory: memory.unwrap_or(Surroundings::MEMORY),
+            core_dumps: *core_dumps,
+            parent: std::process::id(),
+        };
         let about = About::new("confining itself", "");
         let order = |call| Order::Confine { call, confinement };
         let asked = link.call(Expects::Confined, None, about, 256, order)?;

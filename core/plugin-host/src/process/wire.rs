@@ -11,6 +11,7 @@ use super::confine::Confinement;
 use crate::{
     failure::tame,
     instance::{ALGORITHMS_MAX, RawKey, RawListing, Refusal, SPKI_MAX},
+    reach::{Ask, Reached},
     services::Event,
 };
 
@@ -102,6 +103,8 @@ pub(super) enum Told<'a> {
     Unreadable,
     /// Whether a token has refused a secret before.
     Refused(bool),
+    /// What came of it.
+    Reached(#[serde(borrow)] Result<Reached, Fault<'a>>),
 }
 
 /// From the process.
@@ -140,6 +143,8 @@ pub(super) enum Message<'a> {
         #[serde(with = "serde_bytes")]
         secret: &'a [u8],
     },
+    /// Asks for what the host does for a store.
+    Reach { ask: u64, store: u32, nanos_left: u64, what: Ask },
     /// What came of presenting it.
     Presented {
         store: u32,
@@ -233,6 +238,19 @@ impl<'a> From<&'a Refusal> for Fault<'a> {
             message: error.message.as_str().into(),
             vendor: error.vendor.as_ref().map(|vendor| (vendor.name.as_str().into(), vendor.number)),
             retry_after: error.retry_after,
+        }
+    }
+}
+
+impl From<Refusal> for Fault<'_> {
+    fn from(refusal: Refusal) -> Self {
+        let Error { code, message, vendor, retry_after, .. } = refusal.error;
+        Self {
+            code: code as u32,
+            needed: refusal.needed as u64,
+            message: message.into(),
+            vendor: vendor.map(|vendor| (vendor.name.into(), vendor.number)),
+            retry_after,
         }
     }
 }

@@ -64,7 +64,7 @@ pub(super) const LIMITS: [&str; 10] = [
     "deadline",
     "grace",
 ];
-pub(super) const PLUGINS: [&str; 3] = ["path", "require_sha256", "sha256"];
+pub(super) const PLUGINS: [&str; 4] = ["path", "require_sha256", "sha256", "cache"];
 
 const PORT: u16 = 2407;
 const METRICS_PORT: u16 = 2406;
@@ -228,6 +228,7 @@ impl Resolving<'_> {
             path: variable.map(from_variable).or(in_file).unwrap_or_default(),
             require_sha256: plugins.read("require_sha256", table::boolean)?.unwrap_or(false),
             sha256: plugins.read("sha256", hashes)?.unwrap_or_default(),
+            cache: plugins.read("cache", table::path)?,
         })
     }
 

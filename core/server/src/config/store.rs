@@ -1,6 +1,7 @@
 //! Stores: one plugin opened with one configuration.
 
 mod entry;
+mod grants;
 mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,7 +9,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use keystead_plugin_host::Surroundings;
+use keystead_plugin_host::{Grant, Surroundings};
 
 use super::notice::Position;
 use super::secret::SecretSource;
@@ -30,14 +31,17 @@ pub struct Store {
     pub config: serde_json::Value,
     /// Secrets by the name the plugin asks for.
     pub secrets: BTreeMap<String, SecretSource>,
-    /// What the host lets a plugin do; a JSON object. `None` for nothing.
-    pub grants: Option<serde_json::Value>,
+    /// The secrets that a component may see.
+    pub exposed: BTreeSet<String>,
+    /// The services that it may reach through the host.
+    pub grants: Vec<Grant>,
     /// What clients may do with its keys. Native default: sign. Legacy entries: sign and decrypt.
     pub operations: BTreeSet<Operation>,
     /// Where the plugin runs; `None` for what it prefers.
     pub isolation: Option<Isolation>,
-    /// What its process gets, where it runs in one of its own. Memory is 64 MiB to 1 TiB, default 1 GiB; `stuck_after`
-    /// 1 s to 1 h, default 60 s: an HSM that fails over takes some 20.
+    /// What its process gets, where it runs in one of its own. Memory is 64 MiB to 1 TiB, default 1 GiB for a
+    /// process and 64 MiB for an instance of a component; `stuck_after` 1 s to 1 h, default 60 s: an HSM that fails over
+    /// takes some 20.
     pub surroundings: Surroundings,
     /// Whether the server refuses to run without this store. Default no.
     pub critical: bool,
@@ -110,6 +114,8 @@ pub struct StoreLimits {
     pub queue: usize,
     /// From the arrival of a request to its answer; 10 ms to 10 min, and never more than the server's. `None` for that.
     pub deadline: Option<Duration>,
+    /// Instances of a component, 1 to 1,024; `None` for as many as lanes.
+    pub instances: Option<u32>,
     /// How often the store is asked how it is, and whether its keys have changed; 1 s to 1 h, default 30 s.
     pub health_interval: Duration,
 }

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::{process::wire::tests::messages, services::Event};
+use crate::{process::wire::tests::messages, reach::Reach, services::Event};
 
 /// Counts what is asked of it, and has refused one secret.
 #[derive(Default)]
@@ -36,6 +36,10 @@ impl HostSide for Side {
 
     fn presented(&self, _token: &[u8], _secret: &[u8], _accepted: bool) {
         self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn reaching(&self) -> Option<(Arc<Reach>, Handle)> {
+        None
     }
 }
 

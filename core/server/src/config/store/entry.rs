@@ -7,7 +7,7 @@ use std::time::Duration;
 use keystead_plugin_host::Surroundings;
 use serde_json::json;
 
-use super::{Operation, Prove, Store, StoreLimits, VerifySignatures, process};
+use super::{Operation, Prove, Store, StoreLimits, VerifySignatures, grants, process};
 use crate::config::notice::{Notice, Position};
 use crate::config::secret::{Secret, SecretSource};
 use crate::config::table::{self, Table, join, list, misfit, mismatch};
@@ -129,6 +129,7 @@ impl Reading {
         let mut limits = entry.table("limits", &LIMITS)?;
         let core_dumps = (entry.path_of("core_dumps"), entry.position_of("core_dumps"));
         let (isolation, surroundings) = process::read(&mut entry, &mut limits)?;
+        let (secrets, exposed) = secrets(&mut entry)?;
         if surroundings.core_dumps {
             self.warnings.push(process::core_dumps_warning(&core_dumps.0, core_dumps.1));
         }
@@ -136,8 +137,9 @@ impl Reading {
             name: entry.read("name", name)?.unwrap_or_default(),
             plugin: entry.read("plugin", name)?.unwrap_or_default(),
             config: object(&mut entry, "config")?.unwrap_or_else(|| json!({})),
-            secrets: secrets(&mut entry)?,
-            grants: object(&mut entry, "grants")?,
+            secrets,
+            exposed,
+            grants: grants::read(&mut entry)?,
             operations: entry
                 .read("operations", table::some(table::word(&operations)))?
                 .map_or_else(|| BTreeSet::from([Operation::Sign]), BTreeSet::from_iter),
@@ -147,15 +149,14 @@ impl Reading {
             legacy: false,
             prove: entry.read("prove", table::word(&prove))?.unwrap_or_default(),
             verify_signatures: entry.read("verify_signatures", verify_signatures)?.unwrap_or_default(),
-            limits: self.limits(limits)?,
+            limits: Self::limits(limits)?,
             position: Some(position),
         })
     }
 
-    fn limits(&mut self, mut limits: Table) -> Result<StoreLimits, Notice> {
-        self.warn_of_instances(&limits);
-        limits.read("instances", table::whole::<u32>(1..=1_024))?;
+    fn limits(mut limits: Table) -> Result<StoreLimits, Notice> {
         Ok(StoreLimits {
+            instances: limits.read("instances", table::whole(1..=1_024))?,
             lanes: limits.read("lanes", table::whole(1..=1_024))?,
             queue: limits.read("queue", table::whole(1..=65_536))?.unwrap_or(StoreLimits::QUEUE),
             deadline: limits.read("deadline", table::duration(StoreLimits::DEADLINES))?,
@@ -163,13 +164,6 @@ impl Reading {
                 .read("health_interval", table::duration(HEALTH_INTERVALS))?
                 .unwrap_or(StoreLimits::HEALTH_INTERVAL),
         })
-    }
-
-    fn warn_of_instances(&mut self, limits: &Table) {
-        let Some(position) = limits.position_of("instances") else { return };
-        let path = limits.path_of("instances");
-        let notice = Notice::new(format!("`{path}` has no effect yet: it bounds WASM plugins"));
-        self.warnings.push(notice.at(position).about(path));
     }
 
     fn finish(mut self) -> Result<(Vec<Store>, Vec<Notice>), Notice> {
@@ -228,7 +222,8 @@ fn legacy_store(plugin: &str, config: serde_json::Value) -> Store {
         plugin: plugin.to_owned(),
         config,
         secrets: BTreeMap::new(),
-        grants: None,
+        exposed: BTreeSet::new(),
+        grants: Vec::new(),
         operations: BTreeSet::from([Operation::Sign, Operation::Decrypt]),
         isolation: None,
         surroundings: Surroundings::default(),
@@ -240,6 +235,7 @@ fn legacy_store(plugin: &str, config: serde_json::Value) -> Store {
             lanes: None,
             queue: StoreLimits::QUEUE,
             deadline: None,
+            instances: None,
             health_interval: StoreLimits::HEALTH_INTERVAL,
         },
         position: None,
@@ -317,17 +313,32 @@ fn object(entry: &mut Table, key: &str) -> Result<Option<serde_json::Value>, Not
     }
 }
 
-fn secrets(entry: &mut Table) -> Result<BTreeMap<String, SecretSource>, Notice> {
+/// The secrets of an entry, and which of them a component may see.
+fn secrets(entry: &mut Table) -> Result<(BTreeMap<String, SecretSource>, BTreeSet<String>), Notice> {
     let path = entry.path_of("secrets");
-    let Some(node) = entry.take("secrets") else { return Ok(BTreeMap::new()) };
+    let Some(node) = entry.take("secrets") else { return Ok(Default::default()) };
     let Value::Map(entries) = node.value else {
         return Err(misfit(&path, node.position, &mismatch("a map of names and sources", &node.value)));
     };
-    let named = entries.into_iter().map(|entry| {
+    let (mut secrets, mut exposed) = (BTreeMap::new(), BTreeSet::new());
+    for mut entry in entries {
         let path = join(&path, &entry.key.escape_debug().to_string());
-        Ok((entry.key, secret_source(entry.node, &path)?))
-    });
-    named.collect()
+        if expose(&mut entry.node, &path)? {
+            exposed.insert(entry.key.clone());
+        }
+        secrets.insert(entry.key, secret_source(entry.node, &path)?);
+    }
+    Ok((secrets, exposed))
+}
+
+/// Takes out whether a component may see a secret.
+fn expose(secret: &mut Node, path: &str) -> Result<bool, Notice> {
+    let Value::Map(entries) = &mut secret.value else { return Ok(false) };
+    let Some(at) = entries.iter().position(|entry| entry.key.eq_ignore_ascii_case("expose")) else {
+        return Ok(false);
+    };
+    let node = entries.remove(at).node;
+    table::boolean(&node.value).map_err(|problem| misfit(&join(path, "expose"), node.position, &problem))
 }
 
 /// One secret. Nothing of what stands here is repeated in an error, not even a key: it may be the secret.

@@ -45,7 +45,7 @@ pub(super) fn read(
         workdir: entry.read("workdir", absolute)?,
         user: entry.read("user", account)?,
         groups: entry.read("groups", table::some(account))?.unwrap_or_default(),
-        memory: limits.read("memory", memory)?.unwrap_or(default.memory),
+        memory: limits.read("memory", memory)?,
         core_dumps: entry.read("core_dumps", table::boolean)?.unwrap_or(default.core_dumps),
         stuck_after: limits.read("stuck_after", table::duration(STUCK_AFTER))?,
     };

@@ -1,4 +1,4 @@
-use keystead_plugin_host::Surroundings;
+use keystead_plugin_host::{ClientCertificate, Grant, Surroundings};
 
 use super::*;
 
@@ -48,7 +48,13 @@ fn a_native_entry_signs_only_and_has_defaults() {
     assert_eq!(store.surroundings, Surroundings::default());
     assert_eq!(
         store.limits,
-        StoreLimits { lanes: None, queue: 256, deadline: None, health_interval: Duration::from_secs(30) }
+        StoreLimits {
+            lanes: None,
+            queue: 256,
+            deadline: None,
+            instances: None,
+            health_interval: Duration::from_secs(30)
+        }
     );
     assert_eq!(config.warnings, []);
 }
@@ -57,7 +63,7 @@ fn a_native_entry_signs_only_and_has_defaults() {
 fn a_native_entry_has_every_option() {
     let config = accept(
         "private_key_stores:\n- name: inhouse\n  plugin: inhouse-kms\n  config: {base: [1, 2.5, null, true, {a: x}]}\n  \
-         secrets: {a: {file: f}, b: {env: e}, c: {credential: d}, d: {value: v}}\n  grants: {http: []}\n  \
+         secrets: {a: {file: f, expose: true}, b: {env: e}, c: {credential: d}, d: {value: v}}\n  grants: {http: [{url: \"https://KMS.example\", methods: [GET, POST], secrets: [a], addresses: [10.0.0.0/8], ca: /c, client_certificate: /k, client_key: /l, proxy: \"http://p:3128\"}]}\n  \
          operations: [sign, decrypt]\n  isolation: process\n  critical: true\n  prove: start\n  verify_signatures: on\n  \
          limits: {lanes: 2, queue: 3, deadline: 4s, health_interval: 5s, memory: 64MiB, stuck_after: 90s, instances: 8}\n  env: {A: b}\n  workdir: /w\n  \
          user: 1001\n  groups: [g, 20]\n  isolation_group: vendor\n  core_dumps: true",
@@ -71,7 +77,17 @@ fn a_native_entry_has_every_option() {
         ("d", SecretSource::Value("v".to_owned().into())),
     ];
     assert_eq!(store.secrets, BTreeMap::from(sources.map(|(name, source)| (name.to_owned(), source))));
-    assert_eq!(store.grants, Some(serde_json::json!({"http": []})));
+    assert_eq!(store.exposed, BTreeSet::from(["a".to_owned()]));
+    let grant = Grant {
+        origin: "https://kms.example:443".parse().unwrap(),
+        methods: ["GET", "POST"].map(str::to_owned).into(),
+        secrets: BTreeSet::from(["a".to_owned()]),
+        addresses: vec!["10.0.0.0/8".parse().unwrap()],
+        ca: Some("/c".into()),
+        client: Some(ClientCertificate { certificate: "/k".into(), key: "/l".into() }),
+        proxy: Some("http://p:3128".parse().unwrap()),
+    };
+    assert_eq!(store.grants, [grant]);
     assert_eq!(store.operations.len(), 2);
     assert_eq!((store.isolation, store.critical), (Some(Isolation::Process), true));
     assert_eq!((store.prove, store.verify_signatures), (Prove::Start, VerifySignatures::On));
@@ -81,6 +97,7 @@ fn a_native_entry_has_every_option() {
             lanes: Some(2),
             queue: 3,
             deadline: Some(Duration::from_secs(4)),
+            instances: Some(8),
             health_interval: Duration::from_secs(5)
         }
     );
@@ -90,7 +107,7 @@ fn a_native_entry_has_every_option() {
         workdir: Some("/w".into()),
         user: Some("1001".into()),
         groups: vec!["g".into(), "20".into()],
-        memory: 64 << 20,
+        memory: Some(64 << 20),
         core_dumps: true,
         stuck_after: Some(Duration::from_secs(90)),
     };
@@ -98,10 +115,7 @@ fn a_native_entry_has_every_option() {
     let path = "private_key_stores[0]";
     assert_eq!(
         warnings(&config),
-        [
-            format!("18:3: `{path}.core_dumps`: a core dump of this process holds its keys and PINs"),
-            format!("12:100: `{path}.limits.instances` has no effect yet: it bounds WASM plugins"),
-        ]
+        [format!("18:3: `{path}.core_dumps`: a core dump of this process holds its keys and PINs")]
     );
 }
 
@@ -172,6 +186,57 @@ fn what_a_process_gets_has_its_forms_and_bounds() {
         let message = refusal(&format!("private_key_stores: [{{plugin: x, {option}}}]"));
         assert!(message.ends_with(&format!(": `private_key_stores[0].{problem}")), "{option}: {message}");
     }
+}
+
+#[test]
+fn a_grant_that_grants_nothing_or_something_else_is_refused_with_its_place() {
+    for (grants, problem) in [
+        ("{htpp: []}", "unknown key `private_key_stores[0].grants.htpp`\nhint: did you mean `http`?"),
+        ("{http: {}}", "`private_key_stores[0].grants.http`: expected a list, got a map"),
+        (
+            "{http: [{methods: [GET]}]}",
+            "`private_key_stores[0].grants.http[0]`: expected a `url`, got none\nhint: name the service: `url: \
+             \"https://kms.example:443\"`",
+        ),
+        (
+            "{http: [{url: 'https://k'}]}",
+            "`private_key_stores[0].grants.http[0]`: expected a `methods`, got none\nhint: name those that the plugin \
+             needs: `methods: [GET, POST]`",
+        ),
+        (
+            "{http: [{url: 'https://k/v1', methods: [GET]}]}",
+            "`private_key_stores[0].grants.http[0].url`: expected nothing after host and port: a grant is for the whole \
+             service",
+        ),
+        (
+            "{http: [{url: 'https://k', methods: [get]}]}",
+            "`private_key_stores[0].grants.http[0].methods`: expected a method such as `GET`, in capitals",
+        ),
+        (
+            "{http: [{url: 'https://k', methods: [GET], addresses: [10.0.0.0/33]}]}",
+            "`private_key_stores[0].grants.http[0].addresses`: expected an address, or a network such as `10.0.0.0/8`",
+        ),
+        (
+            "{http: [{url: 'https://k', methods: [GET], client_key: /k}]}",
+            "`private_key_stores[0].grants.http[0]`: expected both of `client_certificate` and `client_key`, got one",
+        ),
+        (
+            "{http: [{url: 'http://k', methods: [GET], ca: /c}]}",
+            "`private_key_stores[0].grants.http[0]`: `ca`, `client_certificate`, `client_key` and `proxy` are for a `url` \
+             with `https://`",
+        ),
+        (
+            "{http: [{url: 'https://k', methods: [GET], proxy: 'https://p'}]}",
+            "`private_key_stores[0].grants.http[0].proxy`: expected a proxy that speaks plain HTTP, such as \
+             `http://proxy.example:3128`",
+        ),
+    ] {
+        let message = refusal(&format!("private_key_stores: [{{plugin: x, grants: {grants}}}]"));
+        let (_, found) = message.split_once(": ").unwrap();
+        assert_eq!(found, problem, "{grants}");
+    }
+    let message = refusal("private_key_stores: [{plugin: x, secrets: {a: {file: f, expose: maybe}}}]");
+    assert!(message.contains("secrets.a.expose`: expected `true` or `false`"), "{message}");
 }
 
 #[test]
