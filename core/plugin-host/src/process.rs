@@ -71,7 +71,7 @@ pub struct Launcher {
 }
 
 /// What the process of a store gets. Only stores that want the same share a process.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "the server fills it in as a literal")]
 pub struct Surroundings {
     /// Stores that name the same group share one process, whatever their plugins; without it, those of one plugin do
@@ -121,21 +121,6 @@ impl Surroundings {
 
     /// [`Self::memory`] where the configuration says nothing: 1 GiB.
     pub const MEMORY: u64 = 1 << 30;
-}
-
-impl Default for Surroundings {
-    fn default() -> Self {
-        Self {
-            group: None,
-            env: BTreeMap::new(),
-            workdir: None,
-            user: None,
-            groups: Vec::new(),
-            memory: None,
-            core_dumps: false,
-            stuck_after: None,
-        }
-    }
 }
 
 impl fmt::Debug for Surroundings {

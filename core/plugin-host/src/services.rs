@@ -48,8 +48,11 @@ pub trait Secrets: Send + Sync {
     /// Where its source can't be read: a sentence without the secret.
     fn read(&self, name: &str) -> Option<Result<Zeroizing<Vec<u8>>, String>>;
 
-    /// Whether a sandboxed plugin may have its value. Others use it by the host alone.
-    fn exposed(&self, name: &str) -> bool;
+    /// Whether a sandboxed plugin may have its value; where not, it is used by the host alone.
+    fn exposed(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
 }
 
 /// What the host offers to one store, wherever the plugin runs. Calls come from any thread, at any time.
@@ -295,7 +298,13 @@ mod tests {
     }
 
     fn services(latch: &Arc<Latch>) -> &'static Services {
-        Services::new("store", "plugin", &serde_json::json!({}), Box::new(NoSecrets), Arc::clone(latch))
+        Services::new(
+            "store",
+            "plugin",
+            &serde_json::json!({}),
+            (Box::new(NoSecrets), Vec::new()),
+            Arc::clone(latch),
+        )
     }
 
     #[test]

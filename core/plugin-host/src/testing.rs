@@ -6,6 +6,8 @@
 //!
 //! Everything here panics where it fails, as a test's own assertions do.
 
+pub(crate) mod side;
+
 use std::{
     collections::BTreeMap,
     env,
@@ -27,6 +29,8 @@ use crate::{
 };
 
 pub use crate::process::InProcess;
+#[cfg(feature = "wasm")]
+pub use crate::wasm::InSandbox;
 
 /// A plugin directory of a test's own, removed when dropped: mode 0755 whatever the umask.
 #[derive(Debug)]
@@ -82,6 +86,32 @@ pub fn library(package: &str) -> PathBuf {
     built.entry(package.to_owned()).or_insert_with(|| build(package)).clone()
 }
 
+/// Builds a package of this workspace for WebAssembly, and answers the component.
+///
+/// # Panics
+///
+/// Where the package can't be built, with cargo's own words.
+#[must_use]
+#[cfg(feature = "wasm")]
+pub fn component(package: &str) -> PathBuf {
+    static BUILT: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    built.entry(package.to_owned()).or_insert_with(|| build_component(package)).clone()
+}
+
+/// Builds a package and copies its component into a directory as `NAME.wasm`, with mode 0644; answers the copy.
+///
+/// # Panics
+///
+/// Where the package can't be built, or the file not be written.
+#[cfg(feature = "wasm")]
+pub fn install_component(directory: &Path, package: &str, name: &str) -> PathBuf {
+    let copy = directory.join(format!("{name}.wasm"));
+    fs::copy(component(package), &copy).unwrap_or_else(|error| panic!("{}: {error}", copy.display()));
+    set_mode(&copy, 0o644);
+    copy
+}
+
 /// How tests have a process for plugins started, where the server's binary isn't there. Built once per process.
 ///
 /// # Panics
@@ -92,7 +122,7 @@ pub fn launcher() -> Launcher {
     static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
         let options = ["--package", "keystead-plugin-host", "--features", "test-support", "--bin", PROCESS];
         let output = cargo(&options);
-        let program = built(&output).then(|| artifact(PROCESS, "executable", &output)).flatten();
+        let program = built(&output).then(|| artifact(PROCESS, "executable", "", &output)).flatten();
         program.unwrap_or_else(|| {
             panic!("no `{PROCESS}` was built:\n{}", String::from_utf8_lossy(&output.stderr))
         })
@@ -176,31 +206,55 @@ fn run(command: &mut Command) {
 
 fn build(package: &str) -> PathBuf {
     let output = cargo(&["--package", package]);
-    let library = built(&output).then(|| artifact(package, "filenames", &output)).flatten();
+    let library = built(&output).then(|| artifact(package, "filenames", "so", &output)).flatten();
     library.unwrap_or_else(|| {
         panic!("no library of `{package}` was built:\n{}", String::from_utf8_lossy(&output.stderr))
     })
 }
+
+/// Components are small, and quick only where they are optimised: they are built for release, beside all else.
+#[cfg(feature = "wasm")]
+fn build_component(package: &str) -> PathBuf {
+    let mut options = same_build();
+    options.truncate(2); // the target directory
+    options.extend(["--target", WASM_TARGET, "--release"].map(OsString::from));
+    let output = cargo_with(&["--package", package], options);
+    let component = built(&output).then(|| artifact(package, "filenames", "wasm", &output)).flatten();
+    component.unwrap_or_else(|| {
+        panic!(
+            "no component of `{package}` was built; is the target there (`rustup target add {WASM_TARGET}`)?\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        )
+    })
+}
+
+/// What components are built for.
+#[cfg(feature = "wasm")]
+const WASM_TARGET: &str = "wasm32-wasip2";
 
 fn built(output: &Output) -> bool {
     output.status.success()
 }
 
 fn cargo(what: &[&str]) -> Output {
+    cargo_with(what, same_build())
+}
+
+fn cargo_with(what: &[&str], options: Vec<OsString>) -> Output {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["build", "--quiet", "--message-format=json-render-diagnostics"]).args(what);
     command
-        .args(same_build())
+        .args(options)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .stdin(Stdio::null())
         .output()
         .unwrap_or_else(|error| panic!("cargo can't be run: {error}"))
 }
 
-/// The file of a target among what cargo says it built or found fresh: a library among its `filenames`, or its
-/// `executable`.
-fn artifact(target: &str, kind: &str, output: &Output) -> Option<PathBuf> {
+/// The file of a target with an extension among what cargo says it built or found fresh: a library among its `filenames`,
+/// or its `executable`.
+fn artifact(target: &str, kind: &str, extension: &str, output: &Output) -> Option<PathBuf> {
     let name = if kind == "executable" { target.to_owned() } else { target.replace('-', "_") };
     let text = String::from_utf8_lossy(&output.stdout);
     let artifacts = text
@@ -213,7 +267,8 @@ fn artifact(target: &str, kind: &str, output: &Output) -> Option<PathBuf> {
         _ => Vec::new(),
     });
     files.find_map(|file| {
-        file.as_str().filter(|file| kind == "executable" || file.ends_with(".so")).map(PathBuf::from)
+        let file = PathBuf::from(file.as_str()?);
+        (file.extension().unwrap_or_default() == extension).then_some(file)
     })
 }
 

@@ -1,20 +1,13 @@
 //! The conformance cases' way to a plugin in a process of its own: over the very link that the host uses.
 
-use std::{
-    fmt,
-    path::Path,
-    sync::{Arc, LazyLock},
-    time::Duration,
-};
+use std::{fmt, path::Path, sync::Arc, time::Duration};
 
 use keystead_plugin_api::{
-    Algorithm, Code, Error, Health, Key, Listing,
+    Code, Error, Health, Listing,
     abi::LANE_INLINE,
     algorithm::Operation,
-    conformance::{Described, Door, Failure, Opened, Record, Request, TestHost},
+    conformance::{Described, Door, Failure, Opened, Request, TestHost},
 };
-use tokio::runtime::Runtime;
-use zeroize::Zeroizing;
 
 use super::{
     PluginFile, Surroundings, Wish,
@@ -24,15 +17,13 @@ use super::{
     wire::{Order, Work},
 };
 use crate::{
-    Description, Settings,
+    Description, Grant, Settings,
     instance::{RawListing, Refusal},
-    services::{Event, HostSide},
-    testing,
+    testing::{
+        self,
+        side::{RUNTIME, Reaches, Side, listed},
+    },
 };
-
-/// Where the links of all tests live.
-static RUNTIME: LazyLock<Runtime> =
-    LazyLock::new(|| Runtime::new().unwrap_or_else(|error| panic!("no runtime: {error}")));
 
 /// A plugin in a process of its own.
 pub struct InProcess {
@@ -40,6 +31,7 @@ pub struct InProcess {
     link: Arc<Link>,
     plugin: u32,
     description: Description,
+    reaches: Reaches,
 }
 
 impl InProcess {
@@ -74,7 +66,14 @@ impl InProcess {
         let link = process.link().await.unwrap_or_else(|error| panic!("no process: {error:?}"));
         let loaded = link.load(file).await;
         let (plugin, description) = loaded.unwrap_or_else(|error| panic!("not loaded: {error:?}"));
-        Self { _process: process, link, plugin, description }
+        Self { _process: process, link, plugin, description, reaches: Reaches::default() }
+    }
+
+    /// Grants its stores these services.
+    #[must_use]
+    pub fn granting(mut self, grants: Vec<Grant>) -> Self {
+        self.reaches.grants = grants;
+        self
     }
 }
 
@@ -92,8 +91,7 @@ impl Door for InProcess {
 
     fn open(&self, host: &'static TestHost) -> Result<Arc<dyn Opened>, Error> {
         let (plugin, store) = (self.plugin, self.link.number());
-        let side: &'static Side = Box::leak(Box::new(Side(host)));
-        self.link.attach(store, side);
+        self.link.attach(store, Side::leak(host, &self.reaches));
         let config = host.config().to_string().into_bytes();
         let order = |call| Order::Open { call, plugin, store, level: 5, lanes: None, config: &config };
         ask(&self.link, Expects::Opened(store), order).map_err(|refusal| refusal.error)?;
@@ -170,60 +168,5 @@ fn odd(given: Result<Given, Refusal>) -> Error {
     match given {
         Err(refusal) => refusal.error,
         Ok(given) => Error::new(Code::Internal, format!("answered {given:?}")),
-    }
-}
-
-fn listed(listing: RawListing) -> Listing {
-    let keys = listing.keys.into_iter().map(|key| Key {
-        id: key.id,
-        spki: key.spki,
-        label: key.label,
-        algorithms: key.algorithms.iter().filter_map(|number| Algorithm::from_number(*number)).collect(),
-        call_class: key.class,
-    });
-    Listing { keys: keys.collect(), findings: listing.findings }
-}
-
-/// The test's host, as the link knows one.
-struct Side(&'static TestHost);
-
-impl HostSide for Side {
-    fn wants(&self, _level: u32) -> bool {
-        true
-    }
-
-    fn log(&self, event: &Event<'_>) {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        self.0.log(Record {
-            level: event.level,
-            target: text(event.target),
-            message: text(event.message),
-            fields: text(event.fields),
-            request_id: text(event.request),
-        });
-    }
-
-    fn config(&self) -> Option<Zeroizing<Vec<u8>>> {
-        Some(Zeroizing::new(self.0.config().to_string().into_bytes()))
-    }
-
-    fn secret(&self, name: &str) -> Option<Result<Zeroizing<Vec<u8>>, String>> {
-        Some(Ok(Zeroizing::new(self.0.secret(name)?)))
-    }
-
-    fn keys_changed(&self) {
-        self.0.note_keys_changed();
-    }
-
-    fn was_refused(&self, token: &[u8], secret: &[u8]) -> bool {
-        self.0.was_refused(&String::from_utf8_lossy(token), secret)
-    }
-
-    fn presented(&self, token: &[u8], secret: &[u8], accepted: bool) {
-        let token = String::from_utf8_lossy(token);
-        match accepted {
-            true => self.0.note_acceptance(&token, secret),
-            false => self.0.note_refusal(&token, secret),
-        }
     }
 }

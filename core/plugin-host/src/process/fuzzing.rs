@@ -12,7 +12,7 @@ use std::{
 };
 
 use keystead_plugin_api::abi::KEY_ID_MAX;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::runtime::Handle;
 use zeroize::Zeroizing;
@@ -121,6 +121,9 @@ fn sound(next: &Next, done: Option<u64>) {
         Next::Close(store) => assert!(*store == 3 && done == Some(9), "the one that nobody waits for"),
         Next::Tell(..) => assert_eq!(done, None),
         Next::LookUp { name, .. } => assert!(done.is_none() && name.len() <= 256),
+        Next::Reach { time, what, .. } => {
+            assert!(done.is_none() && *time <= Duration::from_secs(60) && what.size() <= FRAME_MAX + 4096);
+        }
     }
 }
 

@@ -86,7 +86,7 @@ fn deadly(spec: &mut StoreSpec, name: &str) {
     spec.limits = Limits { lanes: Some(1), queue: 16 };
     spec.verify_signatures = VerifySignatures::Always;
     spec.surroundings.group = Some(name.to_owned());
-    spec.surroundings.memory = 128 << 20;
+    spec.surroundings.memory = Some(128 << 20);
     spec.surroundings.stuck_after = Some(STUCK_AFTER);
 }
 

@@ -191,7 +191,7 @@ async fn stores_of_one_plugin_share_a_process_and_stores_of_another_group_do_not
     assert_eq!(pids(&rig).len(), 2, "{:?}", rig.host.processes());
     let four = rig.store_with("four", config, |spec| {
         in_process(spec);
-        spec.surroundings = Surroundings { memory: 2 << 30, ..Surroundings::default() };
+        spec.surroundings = Surroundings { memory: Some(2 << 30), ..Surroundings::default() };
     });
     four.open().await.unwrap();
     assert_eq!(

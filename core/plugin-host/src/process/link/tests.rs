@@ -111,7 +111,7 @@ fn services() -> &'static Services {
 
 fn services_with(secrets: impl crate::Secrets + 'static) -> &'static Services {
     let latch = Arc::new(crate::latch::Latch::new());
-    Services::new("store", "plugin", &serde_json::json!({}), Box::new(secrets), latch)
+    Services::new("store", "plugin", &serde_json::json!({}), (Box::new(secrets), Vec::new()), latch)
 }
 
 fn one_of(name: &str) -> Message<'static> {
