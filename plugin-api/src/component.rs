@@ -30,7 +30,7 @@ pub mod bindings {
     });
 }
 
-use bindings::{Guest, keystead::backend::types as wit};
+use bindings::{exports::keystead::backend::plugin::Guest, keystead::backend::types as wit};
 
 /// Exports a [`Backend`] as a component. Once per crate, which is a `cdylib`.
 #[macro_export]

@@ -92,7 +92,9 @@ impl Component {
         let deadline = Instant::now() + DESCRIBE_MAX;
         let guest = Guest::start(&self.pre, 64 << 20, None, &runtime, deadline);
         let said = guest.and_then(|guest| {
-            guest.call(&runtime, deadline, "", async |backend, store| backend.call_describe(store).await)
+            guest.call(&runtime, deadline, "", async |backend, store| {
+                backend.keystead_backend_plugin().call_describe(store).await
+            })
         });
         let (said, _) = said.map_err(|refusal| format!("it doesn't say what it is: {}", refusal.error))?;
         let schema = said.schema.as_bytes().get(..SCHEMA_MAX).unwrap_or(said.schema.as_bytes());

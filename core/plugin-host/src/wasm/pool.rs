@@ -64,8 +64,9 @@ impl Pool {
         };
         let deadline = Instant::now() + HOUSEKEEPING_DEADLINE;
         let guest = pool.start(deadline).map_err(|refusal| refusal.error)?;
-        let advised =
-            guest.call(&pool.runtime, deadline, "", async |backend, store| backend.call_advise(store).await);
+        let advised = guest.call(&pool.runtime, deadline, "", async |backend, store| {
+            backend.keystead_backend_plugin().call_advise(store).await
+        });
         let (advice, guest) = advised.map_err(|refusal| refusal.error)?;
         pool.advice = believed(Advice { lanes: advice.lanes, stuck_after: None });
         pool.idle().push(guest);
@@ -79,7 +80,9 @@ impl Pool {
     fn start(&self, deadline: Instant) -> Result<Guest, Refusal> {
         let (served, runtime) = (Some(self.served.clone()), &self.runtime);
         let guest = Guest::start(&self.component.pre, self.memory, served, runtime, deadline)?;
-        let opening = async |backend: &Backend, store: &mut Store<State>| backend.call_open(store).await;
+        let opening = async |backend: &Backend, store: &mut Store<State>| {
+            backend.keystead_backend_plugin().call_open(store).await
+        };
         let (opened, guest) = guest.call(runtime, deadline, "", opening)?;
         opened?;
         Ok(guest)
@@ -127,7 +130,9 @@ fn told(call: &Call<'_>) -> types::Call {
 
 impl Instance for Pool {
     fn keys(&self, call: &Call<'_>) -> Result<RawListing, Refusal> {
-        let listing = self.call(call, async |backend, store, call| backend.call_keys(store, call).await)?;
+        let listing = self.call(call, async |backend, store, call| {
+            backend.keystead_backend_plugin().call_keys(store, call).await
+        })?;
         listed(listing)
     }
 
@@ -141,8 +146,10 @@ impl Instance for Pool {
         out: &mut [u8],
     ) -> Result<usize, Refusal> {
         let result = self.call(call, async |backend, store, call| match operation {
-            Operation::Decrypt => backend.call_decrypt(store, call, key, algorithm, input).await,
-            _ => backend.call_sign(store, call, key, algorithm, input).await,
+            Operation::Decrypt => {
+                backend.keystead_backend_plugin().call_decrypt(store, call, key, algorithm, input).await
+            }
+            _ => backend.keystead_backend_plugin().call_sign(store, call, key, algorithm, input).await,
         })?;
         let needed = result.len();
         let place = out.get_mut(..needed).ok_or_else(|| Refusal {
@@ -154,7 +161,9 @@ impl Instance for Pool {
     }
 
     fn health(&self, call: &Call<'_>) -> Result<u64, Refusal> {
-        self.call(call, async |backend, store, call| backend.call_health(store, call).await)
+        self.call(call, async |backend, store, call| {
+            backend.keystead_backend_plugin().call_health(store, call).await
+        })
     }
 
     fn advice(&self) -> Advice {
