@@ -2,28 +2,30 @@
 //!
 //! cryptoki 0.12 makes three: it asks C_Sign for the length first, which over a network costs as much as a signature.
 //! And a key with CKA_ALWAYS_AUTHENTICATE wants a login between the two (PKCS#11 v3.1 section 5.6.8), which leaves no
-//! room for that question. Only these four functions are called here, with sessions and handles that cryptoki holds.
+//! room for that question. These four functions are called here with sessions and handles that cryptoki holds; and
+//! C_GetTokenInfo, since to cryptoki a token whose clock it can't read is none.
 
 use std::path::Path;
 
 use cryptoki::{
-    context::Function,
+    context::{Function, Pkcs11 as Library},
     error::{Error as Failure, Result, Rv, RvError},
     mechanism::Mechanism,
     object::ObjectHandle,
     session::Session,
+    slot::{Slot, TokenInfo},
 };
 use cryptoki_sys::{
-    CK_BYTE, CK_FUNCTION_LIST, CK_MECHANISM, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_ULONG, CKR_OK,
-    Pkcs11,
+    CK_BYTE, CK_FUNCTION_LIST, CK_MECHANISM, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID,
+    CK_TOKEN_INFO, CK_ULONG, CKF_CLOCK_ON_TOKEN, CKR_OK, Pkcs11,
 };
 use zeroize::Zeroizing;
 
-/// How a module signs and decrypts.
+/// How a module signs and decrypts, and tells of its tokens.
 #[derive(Clone, Copy)]
 pub(crate) enum Calls {
     /// By its functions, signing and decrypting, in two calls.
-    Two(Pair, Pair),
+    Two(Pair, Pair, Tell),
     /// By cryptoki, in three: a library that makes a new list of functions for whoever asks (those of p11-kit) has a
     /// state of its own behind each, and only cryptoki's is initialised.
     Three,
@@ -55,6 +57,8 @@ type Init = unsafe extern "C" fn(CK_SESSION_HANDLE, *mut CK_MECHANISM, CK_OBJECT
 type Single =
     unsafe extern "C" fn(CK_SESSION_HANDLE, *mut CK_BYTE, CK_ULONG, *mut CK_BYTE, *mut CK_ULONG) -> CK_RV;
 
+type Tell = unsafe extern "C" fn(CK_SLOT_ID, *mut CK_TOKEN_INFO) -> CK_RV;
+
 impl Calls {
     /// The functions of a library that cryptoki has loaded, and that stays loaded to the end.
     ///
@@ -84,12 +88,28 @@ impl Calls {
         let signing = Pair { init: there(list.C_SignInit)?, single: single(list.C_Sign)?, names };
         let names = (Function::DecryptInit, Function::Decrypt);
         let decrypting = Pair { init: there(list.C_DecryptInit)?, single: single(list.C_Decrypt)?, names };
-        Ok(Self::Two(signing, decrypting))
+        let telling = list.C_GetTokenInfo.ok_or(Failure::NullFunctionPointer)?;
+        Ok(Self::Two(signing, decrypting, telling))
     }
 
     /// Whether something can be done between the beginning of an operation and its end.
     pub(crate) fn can_log_in_between(&self) -> bool {
         matches!(self, Self::Two(..))
+    }
+
+    /// What a token says of itself, the time aside: opencryptoki's tell it in a form of their own, `12:34:56`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the module.
+    pub(crate) fn token_info(&self, library: &Library, slot: Slot) -> Result<TokenInfo> {
+        let &Self::Two(_, _, tell) = self else { return library.get_token_info(slot) };
+        let mut info = CK_TOKEN_INFO::default();
+        // SAFETY: the function writes one CK_TOKEN_INFO to where it is told (PKCS#11 v3.1 section 5.5.3).
+        let answer = unsafe { tell(slot.into(), &raw mut info) };
+        Rv::from(answer).into_result(Function::GetTokenInfo)?;
+        info.flags &= !CKF_CLOCK_ON_TOKEN;
+        info.try_into()
     }
 
     /// Does the work with a key; answers how much of `out` the result takes. `between` is done once the operation has
@@ -108,7 +128,7 @@ impl Calls {
     ) -> Result<usize> {
         let &Work { operation, mechanism, input } = work;
         match (self, operation) {
-            (Self::Two(pair, _), Operation::Sign) | (Self::Two(_, pair), Operation::Decrypt) => {
+            (Self::Two(pair, ..), Operation::Sign) | (Self::Two(_, pair, _), Operation::Decrypt) => {
                 pair.perform(session, key, work, out, between)
             }
             (Self::Three, Operation::Sign) => {

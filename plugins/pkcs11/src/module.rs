@@ -260,6 +260,15 @@ impl Module {
         self.calls
     }
 
+    /// What the token in a slot says of itself.
+    ///
+    /// # Errors
+    ///
+    /// Those of the module.
+    pub(crate) fn token_info(&self, slot: Slot) -> Result<TokenInfo, Failure> {
+        self.calls.token_info(self.library, slot)
+    }
+
     /// What is known of its vendor.
     pub(crate) fn profile(&self) -> &'static Profile {
         Profile::of(&self.path, self.info().as_ref())
@@ -309,7 +318,7 @@ impl Module {
 
     /// Slots whose token doesn't answer, or was never initialised, hold nothing to be found.
     fn present(&self, slot: Slot, lease: &Lease) -> Option<Present> {
-        let token = self.library.get_token_info(slot).ok()?;
+        let token = self.token_info(slot).ok()?;
         let info = self.library.get_slot_info(slot).ok();
         let named = token.token_initialized() || !token.label().is_empty();
         named.then(|| Present { slot, token, info, lease: lease.clone() })

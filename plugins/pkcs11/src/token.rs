@@ -476,7 +476,7 @@ impl Token {
     fn info(&self, session: &Session) -> Result<SessionInfo, Error> {
         let doing = "asking for the state";
         let info = session.raw.get_session_info().map_err(|failure| self.error(doing, &failure))?;
-        let token = self.module.library().get_token_info(info.slot_id());
+        let token = self.module.token_info(info.slot_id());
         let token = token.map_err(|failure| self.error(doing, &failure))?;
         let own = lock(&self.seat).as_ref().is_some_and(|seat| seat.identity == identity(&token));
         if own { Ok(info) } else { Err(self.is_gone()) }
@@ -678,7 +678,7 @@ impl Token {
     }
 
     fn token_info(&self, session: &Session) -> cryptoki::error::Result<TokenInfo> {
-        self.module.library().get_token_info(session.raw.get_session_info()?.slot_id())
+        self.module.token_info(session.raw.get_session_info()?.slot_id())
     }
 
     fn error(&self, doing: &str, failure: &Failure) -> Error {
