@@ -366,6 +366,17 @@ fn remarks(token: &Arc<Token>) -> impl Iterator<Item = Finding> {
     [bottleneck, needless].into_iter().flatten().map(move |problem| problem.warning(&subject))
 }
 
+/// Why nothing can be done with a key.
+fn no_use(kind: &KeyKind, on_token: Allowed) -> Problem {
+    let unsupported = |what: String| Problem::new(Error::new(Code::Unsupported, what));
+    if !kind.algorithms(on_token).is_empty() {
+        return unsupported("the key may not be used for anything that the token can do".to_owned())
+            .hint("see its CKA_SIGN, CKA_DECRYPT and CKA_ALLOWED_MECHANISMS");
+    }
+    unsupported(format!("the token lacks what such a key is used with: {}", kind.mechanisms()))
+        .hint("keep the key on another token, or use one of another type")
+}
+
 impl Key {
     fn new(entry: &Entry, candidate: Candidate) -> Result<Self, Problem> {
         let Candidate { label, name, usable, .. } = candidate;
@@ -375,13 +386,11 @@ impl Key {
             let hint = "name the vendor's own library instead of p11-kit's";
             return Err(Problem::new(Error::new(Code::Unsupported, what)).hint(hint));
         }
-        let allowed = allowed.and(entry.token.allowed());
+        let on_token = entry.token.allowed();
+        let allowed = allowed.and(on_token);
         let algorithms = public.kind.algorithms(allowed);
         if algorithms.is_empty() {
-            let error = Error::new(Code::Unsupported, "neither the token nor the key allows any algorithm");
-            return Err(
-                Problem::new(error).hint("see CKA_SIGN and the token's mechanisms; `raw_rsa` may help")
-            );
+            return Err(no_use(&public.kind, on_token));
         }
         let (id, entry) = (public.id(), entry.clone());
         let (spki, kind) = (public.spki, public.kind);

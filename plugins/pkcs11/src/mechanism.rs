@@ -100,6 +100,15 @@ impl KeyKind {
         }
     }
 
+    /// The mechanisms that a key of this type is used with.
+    pub(crate) fn mechanisms(&self) -> &'static str {
+        match self {
+            Self::Rsa { .. } => "CKM_RSA_PKCS, CKM_RSA_PKCS_PSS or, with `raw_rsa`, CKM_RSA_X_509",
+            Self::Ec { .. } => "CKM_ECDSA",
+            Self::Ed25519 => "CKM_EDDSA",
+        }
+    }
+
     /// The algorithms that a key of this type can do where so much is allowed.
     pub(crate) fn algorithms(&self, allowed: Allowed) -> Vec<Algorithm> {
         Algorithm::of(self.family()).filter(|&algorithm| self.can(algorithm, allowed)).collect()
