@@ -27,8 +27,7 @@ fn cargo_deny() -> Result<PathBuf> {
     if process::succeeds("cargo-deny", &["--version"]) {
         return Ok("cargo-deny".into());
     }
-    let built = workspace::built()?;
-    let tools = built.parent().unwrap_or(&built).join("tools").join(format!("cargo-deny-{VERSION}"));
+    let tools = workspace::tools()?.join(format!("cargo-deny-{VERSION}"));
     let program = tools.join("bin/cargo-deny");
     if !program.is_file() {
         install(&tools)?;

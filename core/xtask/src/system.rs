@@ -41,9 +41,11 @@ pub(crate) const FOR_C: &[Package] = &[
     Package::new("libssl-dev", Sign::AnyFile(&["/usr/include/openssl/evp.h"])),
 ];
 
-/// What `cargo xtask test` needs beside both: further compilers for plugins in C, the way to OpenSSL as an independent
-/// judge of signatures, a module that logs calls, one that hands them to a server, the header to write one, a TPM in
-/// software, Python to install the licence checker, a browser, a judge of alert rules, and a systemd with something to boot it in.
+/// What `cargo xtask test` needs beside both: further compilers for plugins in C (clang's library also helps to build
+/// Kryoptic), the way to OpenSSL as an independent judge of signatures, a module that logs calls, one that hands them to
+/// a server, the header to write one, a TPM in software, a token behind a daemon with the mounts that keep it apart, the
+/// database of Kryoptic, Python to install the licence checker, a browser, a judge of alert rules, and a systemd with
+/// something to boot it in.
 pub(crate) const FOR_TEST: &[Package] = &[
     Package::new("g++", Sign::Program("g++")),
     Package::new("clang", Sign::Program("clang++")),
@@ -53,6 +55,9 @@ pub(crate) const FOR_TEST: &[Package] = &[
     Package::new("swtpm", Sign::Program("swtpm")),
     Package::new("tpm2-tools", Sign::Program("tpm2_flushcontext")),
     Package::new("libtpm2-pkcs11-1", Sign::AnyFile(TPM_MODULES)),
+    Package::new("opencryptoki", Sign::AnyFile(OPENCRYPTOKI_MODULES)),
+    Package::new("mount", Sign::Program("mount")),
+    Package::new("libsqlite3-dev", Sign::AnyFile(&["/usr/include/sqlite3.h"])),
     Package::new("procps", Sign::Program("pkill")),
     Package::new("opensc-pkcs11", Sign::AnyFile(SPY_MODULES)),
     Package::new("libp11-kit-dev", Sign::AnyFile(&["/usr/include/p11-kit-1/p11-kit/pkcs11.h"])),
@@ -93,6 +98,13 @@ const TPM_MODULES: &[&str] = &[
     "/usr/lib/x86_64-linux-gnu/libtpm2_pkcs11.so.1",
     "/usr/lib/aarch64-linux-gnu/libtpm2_pkcs11.so.1",
     "/usr/lib64/pkcs11/libtpm2_pkcs11.so.0",
+];
+
+/// Where distributions put the module for opencryptoki's tokens.
+const OPENCRYPTOKI_MODULES: &[&str] = &[
+    "/usr/lib/x86_64-linux-gnu/opencryptoki/libopencryptoki.so.0",
+    "/usr/lib/aarch64-linux-gnu/opencryptoki/libopencryptoki.so.0",
+    "/usr/lib64/opencryptoki/libopencryptoki.so.0",
 ];
 
 /// Installs those of the packages that are missing: as root or through `sudo -n`, by one line of apt.

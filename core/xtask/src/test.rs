@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::failure::{Failure, Result};
 use crate::process::run as run_command;
-use crate::workspace::{cargo, root};
+use crate::workspace::{cargo, root, tools};
 use crate::{demo, licences, monitoring, page, system, systemd};
 
 /// Time that all fuzz targets share.
@@ -120,7 +120,16 @@ fn documents() -> Result<()> {
 }
 
 fn tests() -> Result<()> {
+    kryoptic()?;
     run_command(&mut of_workspace("test"))
+}
+
+/// Builds the one token of these tests that is in no package. Cargo knows whether there is anything to build.
+fn kryoptic() -> Result<()> {
+    let mut build = cargo();
+    build.args(["build", "--locked", "--package", "kryoptic", "--manifest-path"]);
+    build.arg("plugins/pkcs11/tests/kryoptic/Cargo.toml").arg("--target-dir");
+    run_command(build.arg(tools()?.join("kryoptic")))
 }
 
 /// Runs them as tests do, once and in the same profile, which needs no second build of the dependencies.

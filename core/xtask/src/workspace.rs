@@ -36,6 +36,12 @@ pub(crate) fn built() -> Result<PathBuf> {
         .ok_or_else(|| Failure::new(format!("{} is in no folder", own.display())))
 }
 
+/// The folder for what is built or installed once and isn't of this workspace.
+pub(crate) fn tools() -> Result<PathBuf> {
+    let built = built()?;
+    Ok(built.parent().unwrap_or(&built).join("tools"))
+}
+
 /// Programs and plugins of this workspace, in one folder.
 pub(crate) struct Programs(PathBuf);
 

@@ -1,4 +1,4 @@
-//! A workbench: a throw-away SoftHSM2 token in a process of its own.
+//! A workbench: throw-away tokens, of SoftHSM2 unless a test says otherwise, in a process of its own.
 //!
 //! SoftHSM2 reads `SOFTHSM2_CONF` from the environment of the process that loads it. So each test runs twice: the test
 //! as the harness calls it makes a folder and runs itself again in a child process with that environment, and the child
@@ -26,14 +26,20 @@ use serde_json::json;
 /// The table of the plugin, as the server sees it.
 pub(crate) static TABLE: BackendTable = kit::table::<Pkcs11>();
 
-/// The user PIN of every token made here.
-pub(crate) const PIN: &str = "4711-user-pin";
+/// The user PIN of every token made here: as long as Kryoptic's must be, and opencryptoki's may be.
+pub(crate) const PIN: &str = "4711-pin";
+
+/// The PIN of the security officer: what a new token of opencryptoki has.
+const SO_PIN: &str = "87654321";
 
 /// The socket of p11-kit's server, in a test's folder.
 pub(crate) const REMOTE: &str = "p11-kit";
 
 /// Where tpm2-pkcs11 keeps what it knows, in a test's folder.
 pub(crate) const TPM_STORE: &str = "tpm";
+
+/// Where Kryoptic keeps its token, in a test's folder.
+const KRYOPTIC: &str = "kryoptic.sql";
 
 /// Where the child finds its folder.
 const FOLDER: &str = "KEYSTEAD_TEST_FOLDER";
@@ -51,21 +57,26 @@ pub(crate) use on_softhsm;
 
 /// Runs a test in a child process on a fresh folder, or, in that process, for real.
 pub(crate) fn run(path: &str, test: fn(&Bench)) {
+    run_by(|| Command::new(env::current_exe().unwrap()), path, test);
+}
+
+/// Likewise, where it takes more than its name to start this program again.
+pub(crate) fn run_by(this_program: fn() -> Command, path: &str, test: fn(&Bench)) {
     let (_crate, name) = path.split_once("::").unwrap();
     match env::var_os(FOLDER) {
         Some(folder) => test(&Bench { folder: folder.into() }),
-        None => run_in_child(name),
+        None => run_in_child(this_program(), name),
     }
 }
 
-fn run_in_child(name: &str) {
+fn run_in_child(mut this_program: Command, name: &str) {
     let folder = tempfile::tempdir().unwrap();
     let tokens = folder.path().join("tokens");
     fs::create_dir(&tokens).unwrap();
     let config = folder.path().join("softhsm2.conf");
     fs::write(&config, format!("directories.tokendir = {}\nlog.level = ERROR\n", tokens.display())).unwrap();
     let tpm = format!("swtpm:host=127.0.0.1,port={}", two_free_ports());
-    let output = Command::new(env::current_exe().unwrap())
+    let output = this_program
         .args([name, "--exact", "--nocapture"])
         .env("SOFTHSM2_CONF", config)
         .env("KEYSTEAD_TEST_MODULE_CONTROL", folder.path().join("control"))
@@ -73,6 +84,7 @@ fn run_in_child(name: &str) {
         .env("PKCS11SPY_OUTPUT", folder.path().join("spy"))
         .env("P11_KIT_SERVER_ADDRESS", format!("unix:path={}", folder.path().join(REMOTE).display()))
         .env("TPM2_PKCS11_STORE", folder.path().join(TPM_STORE))
+        .env("KRYOPTIC_CONF", folder.path().join(KRYOPTIC))
         .envs(["TPM2_PKCS11_TCTI", "TPM2TOOLS_TCTI"].map(|name| (name, tpm.clone())))
         .env(FOLDER, folder.path())
         .output()
@@ -101,23 +113,19 @@ pub(crate) struct Bench {
 impl Bench {
     /// Makes a token with [`PIN`].
     pub(crate) fn token(&self, label: &str) {
-        let so_pin = "4711-so-pin";
         command("softhsm2-util")
-            .args(["--init-token", "--free", "--label", label, "--pin", PIN, "--so-pin", so_pin])
+            .args(["--init-token", "--free", "--label", label, "--pin", PIN, "--so-pin", SO_PIN])
             .succeed();
     }
 
     /// Generates a key pair in a token; it can't leave it.
     pub(crate) fn generate(&self, token: &str, key_type: &str, label: &str, id: &str) {
-        let access = ["--sensitive", "--label", label, "--id", id];
-        self.tool(token, &[&["--keypairgen", "--key-type", key_type], &access[..]].concat());
+        Token { module: softhsm(), label: token.to_owned() }.generate(key_type, label, id);
     }
 
     /// Runs `pkcs11-tool` with a login on a token, and answers what it prints.
     pub(crate) fn tool(&self, token: &str, arguments: &[&str]) -> String {
-        let mut tool = command("pkcs11-tool");
-        tool.arg("--module").arg(softhsm()).args(["--token-label", token, "--login", "--pin", PIN]);
-        tool.args(arguments).succeed()
+        Token { module: softhsm(), label: token.to_owned() }.tool(arguments)
     }
 
     /// A file of the folder.
@@ -146,6 +154,44 @@ impl Bench {
     pub(crate) fn calls(&self, function: &str) -> usize {
         let log = fs::read_to_string(self.folder.join("spy")).unwrap_or_default();
         log.lines().filter(|line| line.split_once(": ").is_some_and(|(_, called)| called == function)).count()
+    }
+}
+
+/// A token of any module, as `pkcs11-tool` works with it.
+pub(crate) struct Token {
+    module: PathBuf,
+    label: String,
+}
+
+impl Token {
+    /// Makes a token with [`PIN`] in a module's first slot.
+    pub(crate) fn make(module: PathBuf, label: &str) -> Self {
+        let so_pin = ["--so-pin", SO_PIN];
+        let token = Self { module, label: label.to_owned() };
+        token.run(&[&["--init-token", "--slot-index", "0", "--label", label], &so_pin[..]].concat());
+        let init_pin =
+            ["--token-label", label, "--login", "--login-type", "so", "--init-pin", "--new-pin", PIN];
+        token.run(&[&init_pin[..], &so_pin].concat());
+        token
+    }
+
+    /// Generates a key pair in it, that can't leave it.
+    pub(crate) fn generate(&self, key_type: &str, label: &str, id: &str) {
+        self.tool(&["--keypairgen", "--key-type", key_type, "--sensitive", "--label", label, "--id", id]);
+    }
+
+    /// Runs `pkcs11-tool` with a login, and answers what it prints.
+    pub(crate) fn tool(&self, arguments: &[&str]) -> String {
+        self.run(&[&["--token-label", &self.label, "--login", "--pin", PIN], arguments].concat())
+    }
+
+    /// A URI for it with [`PIN`].
+    pub(crate) fn uri(&self, key: &str) -> String {
+        uri_at(&self.module, &self.label, key, PIN)
+    }
+
+    fn run(&self, arguments: &[&str]) -> String {
+        command("pkcs11-tool").arg("--module").arg(&self.module).args(arguments).succeed()
     }
 }
 
@@ -210,7 +256,8 @@ pub(crate) fn in_process(uris: &[String]) -> Subject {
     let plugins = PluginDir::with(&["keystead-plugin-pkcs11"]);
     let library = plugins.path().join("libkeystead_plugin_pkcs11.so");
     let door = InProcess::load_with(&library, |surroundings| {
-        let names = ["SOFTHSM2_CONF", "KEYSTEAD_TEST_MODULE_CONTROL", "P11_KIT_SERVER_ADDRESS"];
+        let names =
+            ["SOFTHSM2_CONF", "KEYSTEAD_TEST_MODULE_CONTROL", "P11_KIT_SERVER_ADDRESS", "KRYOPTIC_CONF"];
         surroundings.env.extend(names.map(|name| (name.to_owned(), env::var(name).unwrap())));
     });
     of_uris(Subject::behind(door), uris)

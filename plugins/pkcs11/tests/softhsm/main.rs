@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "whatever fails, fails the test")]
 
 mod bench;
+mod kryoptic;
 mod remote;
 mod tpm;
 
