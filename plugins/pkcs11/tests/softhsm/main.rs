@@ -4,6 +4,7 @@
 
 mod bench;
 mod kryoptic;
+mod opencryptoki;
 mod remote;
 mod tpm;
 
