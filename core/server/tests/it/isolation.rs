@@ -235,6 +235,26 @@ fn entries_of_gokeyless_hand_the_servers_environment_on() {
 }
 
 #[test]
+fn a_plugin_in_a_process_finds_the_credentials_of_the_service() {
+    let files = Files::new();
+    let spki = Token::new(&files).generate("p256", "EC:prime256v1");
+    let pin = files.write("hsm-pin", PIN.as_bytes());
+    let uri = format!("pkcs11:token=keys;object=p256?module-path={MODULE}&pin-source=credential:hsm-pin");
+    let softhsm = files.path("softhsm2.conf").display().to_string();
+    let config = files.config(&format!(
+        "private_key_stores: [{{plugin: pkcs11, config: {{uris: [\"{uri}\"]}}, env: {{SOFTHSM2_CONF: {softhsm}}}}}]\n"
+    ));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keystead"));
+    command.arg("run").arg("-c").arg(config).env("CREDENTIALS_DIRECTORY", pin.parent().unwrap());
+    let server = Server::spawn(command);
+    server.wait_until_ready();
+    assert_eq!(server.status()["plugins"][0]["isolation"], "process");
+    let ski = Ski::from_spki(&spki).unwrap();
+    let mut client = Client::connect(&files, &server);
+    assert!(client.ask(ski, Opcode::ECDSA_SIGN_SHA256, &[1; 32]).is_ok());
+}
+
+#[test]
 fn a_user_of_its_own_needs_root() {
     let files = Files::new();
     let store = "{name: child, plugin: hostile, config: {keys: [{class: blocking}]}, user: nobody}";

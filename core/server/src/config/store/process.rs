@@ -70,23 +70,19 @@ pub(super) fn refuse_disagreement(stores: &[Store]) -> Result<(), Notice> {
     Ok(())
 }
 
-/// Hands the server's environment on to the processes of legacy entries, which can't say `env`: vendors' libraries find
-/// their configuration by variables, and did so in the reference's process. Not handed on is what belongs to the server
-/// itself: its own options, what its service manager tells it, and what some store has a secret in.
+/// Where the service manager has put credentials (systemd.exec(5)).
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
+/// Hands on to every process where credentials are, since a plugin's own configuration may name one; and to those of
+/// legacy entries, which can't say `env`, the server's environment: vendors' libraries find their configuration by
+/// variables, and did so in the reference's process. Not handed on is what belongs to the server itself: its own options,
+/// what else its service manager tells it, and what some store has a secret in.
 pub(in crate::config) fn hand_on(
     stores: &mut [Store],
     environment: impl Iterator<Item = (OsString, OsString)>,
 ) {
-    const ITS_OWN: [&str; 8] = [
-        "CREDENTIALS_DIRECTORY",
-        "JOURNAL_STREAM",
-        "KEYLESS_",
-        "KEYSTEAD_",
-        "LISTEN_",
-        "NOTIFY_SOCKET",
-        "SYSTEMD_",
-        "WATCHDOG_",
-    ];
+    const ITS_OWN: [&str; 7] =
+        ["JOURNAL_STREAM", "KEYLESS_", "KEYSTEAD_", "LISTEN_", "NOTIFY_SOCKET", "SYSTEMD_", "WATCHDOG_"];
     let sources = stores.iter().flat_map(|store| store.secrets.values());
     let secret: Vec<_> = sources.filter_map(SecretSource::variable).map(str::to_owned).collect();
     let is_its_own = |name: &str| ITS_OWN.iter().any(|own| name.starts_with(own));
@@ -94,8 +90,13 @@ pub(in crate::config) fn hand_on(
         environment.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let variables: BTreeMap<_, _> =
         variables.filter(|(name, _)| !is_its_own(name) && !secret.contains(name)).collect();
-    for store in stores.iter_mut().filter(|store| store.legacy) {
-        store.surroundings.env.clone_from(&variables);
+    for store in stores {
+        let env = &mut store.surroundings.env;
+        if store.legacy {
+            env.clone_from(&variables);
+        } else if let Some(folder) = variables.get(CREDENTIALS) {
+            env.entry(CREDENTIALS.to_owned()).or_insert_with(|| folder.clone());
+        }
     }
 }
 

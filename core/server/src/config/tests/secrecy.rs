@@ -72,7 +72,8 @@ fn a_pin_without_quotes_is_refused_rather_than_mangled() {
 #[test]
 fn what_belongs_to_the_server_is_not_handed_on_to_a_process() {
     let mut stores = accept(
-        "private_key_stores:\n- uri: pkcs11:object=x\n- {plugin: x, isolation: process, secrets: {pin: {env: HSM_PIN}}}",
+        "private_key_stores:\n- uri: pkcs11:object=x\n- {plugin: x, isolation: process, secrets: {pin: {env: HSM_PIN}}}\n\
+         - {plugin: y, env: {CREDENTIALS_DIRECTORY: /own}}",
     )
     .stores;
     let environment = [
@@ -87,7 +88,8 @@ fn what_belongs_to_the_server_is_not_handed_on_to_a_process() {
         ("CREDENTIALS_DIRECTORY", "/run/credentials"),
     ];
     store::hand_on(&mut stores, environment.iter().map(|(name, value)| (name.into(), value.into())));
-    let handed_on: Vec<_> = stores[0].surroundings.env.keys().map(String::as_str).collect();
-    assert_eq!(handed_on, ["PATH", "SOFTHSM2_CONF"]);
-    assert!(stores[1].surroundings.env.is_empty(), "a native entry has `env`");
+    let handed_on = |store: &Store| store.surroundings.env.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(handed_on(&stores[0]), ["CREDENTIALS_DIRECTORY", "PATH", "SOFTHSM2_CONF"]);
+    assert_eq!(handed_on(&stores[1]), ["CREDENTIALS_DIRECTORY"], "for the rest, a native entry has `env`");
+    assert_eq!(stores[2].surroundings.env["CREDENTIALS_DIRECTORY"], "/own");
 }
