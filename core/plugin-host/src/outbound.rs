@@ -327,3 +327,6 @@ fn unavailable(url: &str, what: &str) -> Error {
 fn unsendable(what: &str) -> Error {
     Error::invalid(format!("the request can't be sent: {}", tame(what.as_bytes(), 512)))
 }
+
+#[cfg(test)]
+mod tests;
