@@ -52,7 +52,7 @@ pub use outbound::{ClientCertificate, Grant, Network, Origin};
 #[doc(hidden)]
 pub use process::fuzzing;
 pub use process::{Launcher, ProcessStatus, Surroundings, process_main};
-pub use search::{Found, search_path};
+pub use search::{Found, plugin_name, search_path};
 pub use services::Secrets;
 pub use store::{Key, Limits, Listing, Load, Proof, Request, Store, StoreSpec, VerifySignatures};
 pub use verify::PublicKey;
@@ -85,7 +85,7 @@ type Loaded = Result<Arc<Plugin>, Failure>;
 #[derive(Clone, Debug, Default)]
 #[expect(clippy::exhaustive_structs, reason = "the server fills it in as a literal")]
 pub struct Settings {
-    /// Directories to look in, in order; see [`search_path`].
+    /// Directories to look in, and files of plugins, in order; see [`search_path`].
     pub path: Vec<PathBuf>,
     /// SHA-256 that a plugin's file must have, by the plugin's name.
     pub sha256: BTreeMap<String, [u8; 32]>,

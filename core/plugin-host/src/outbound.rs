@@ -96,10 +96,13 @@ impl Outbound {
         let method = tame(method.as_bytes(), 32);
         match &answer {
             Ok(Response { status, .. }) => {
-                tracing::debug!(target: "keystead::http", store, method, url, status, milliseconds, "fetched");
+                tracing::debug!(target: "keystead::http", store, method, url, status, milliseconds, "granted");
+            }
+            Err(error) if error.code == Code::Denied => {
+                tracing::debug!(target: "keystead::http", store, method, url, %error, "denied");
             }
             Err(error) => {
-                tracing::debug!(target: "keystead::http", store, method, url, %error, milliseconds, "not fetched");
+                tracing::debug!(target: "keystead::http", store, method, url, %error, milliseconds, "failed");
             }
         }
         answer

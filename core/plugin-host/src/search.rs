@@ -51,16 +51,17 @@ pub(crate) fn first(path: &[PathBuf], name: &str) -> Result<PathBuf, Failure> {
         )));
     }
     let files = [format!("{PREFIX}{}{SUFFIX}", name.replace('-', "_")), format!("{name}.{COMPONENT}")];
-    path.iter()
-        .flat_map(|directory| files.iter().map(|file| directory.join(file)))
-        .find(|file| file.symlink_metadata().is_ok())
-        .ok_or_else(|| {
-            let [library, component] = &files;
-            Failure::new(
-                Class::NotFound,
-                format!("plugin `{name}` was not found: no {library} or {component} in {}", joined(path)),
-            )
-        })
+    let mut candidates = path.iter().flat_map(|place| match plugin_name(place) {
+        Some(found) if found == name => vec![place.clone()],
+        _ => files.iter().map(|file| place.join(file)).collect(),
+    });
+    candidates.find(|file| file.symlink_metadata().is_ok()).ok_or_else(|| {
+        let [library, component] = &files;
+        Failure::new(
+            Class::NotFound,
+            format!("plugin `{name}` was not found: no {library} or {component} in {}", joined(path)),
+        )
+    })
 }
 
 /// Every plugin file on the path, by name.
@@ -70,12 +71,14 @@ pub(crate) fn all(path: &[PathBuf]) -> Vec<(String, PathBuf)> {
         let mut files: Vec<PathBuf> =
             fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
         files.sort();
-        found.extend(files.into_iter().filter_map(|file| Some((name_of(&file)?, file))));
+        found.extend(files.into_iter().filter_map(|file| Some((plugin_name(&file)?, file))));
     }
     found
 }
 
-fn name_of(file: &Path) -> Option<String> {
+/// The name of the plugin that a file is by its own name: `libkeystead_plugin_NAME.so` or `NAME.wasm`.
+#[must_use]
+pub fn plugin_name(file: &Path) -> Option<String> {
     let name = match is_component(file) {
         true => file.file_stem()?.to_str()?.to_owned(),
         false => file.file_name()?.to_str()?.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.replace('_', "-"),

@@ -5,6 +5,7 @@
 
 mod admin;
 mod bench;
+mod call;
 mod inspect;
 mod measure;
 mod plugins;
@@ -123,6 +124,9 @@ enum Plugin {
         #[command(flatten)]
         output: Output,
     },
+    /// Make one call to a plugin for a store of the configuration, and show what it logs, and each HTTP request with
+    /// whether it was granted
+    Call(call::Call),
 }
 
 #[derive(Args, Clone, Copy)]
@@ -144,6 +148,7 @@ impl Cli {
             Some(Command::Drain(tell)) => tell.drain(),
             Some(Command::LogLevel(level)) => level.run(),
             Some(Command::Plugin(Plugin::List { flags, output })) => plugins::list(&flags, output),
+            Some(Command::Plugin(Plugin::Call(call))) => call.run(),
             Some(Command::Ping(ping)) => ping.run(),
             Some(Command::Sign(sign)) => sign.run(),
             Some(Command::Bench(bench)) => bench.run(),

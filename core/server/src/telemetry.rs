@@ -4,7 +4,11 @@ use std::io::IsTerminal;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{
-    Registry, filter::LevelFilter as Filter, layer::SubscriberExt, reload, util::SubscriberInitExt,
+    Registry,
+    filter::{LevelFilter as Filter, Targets},
+    layer::SubscriberExt,
+    reload,
+    util::SubscriberInitExt,
 };
 
 use crate::config::{Level, Log, LogFormat};
@@ -26,6 +30,18 @@ pub fn start(log: Log) -> Verbosity {
         LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
     };
     Verbosity(handle)
+}
+
+/// Logs what plugins say, and what they reach, and nothing else: for the command that shows one call.
+pub fn start_for_plugins() {
+    let said = Targets::new()
+        .with_target("keystead::plugin", LevelFilter::TRACE)
+        .with_target("keystead::http", LevelFilter::DEBUG)
+        .with_default(LevelFilter::ERROR);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
+    let _ = tracing_subscriber::registry().with(said).with(lines).try_init(); // as above
 }
 
 impl Verbosity {

@@ -204,7 +204,7 @@ fn store_text(text: &mut String, report: &Report) {
 }
 
 /// A finding in a line of its own.
-fn finding_text(text: &mut String, finding: &Finding) {
+pub(super) fn finding_text(text: &mut String, finding: &Finding) {
     line(text, finding.severity.name(), &format!("{}: {}", finding.subject, finding.failure));
     if !finding.hint.is_empty() {
         let _ = writeln!(text, "{:11}hint: {}", "", finding.hint);

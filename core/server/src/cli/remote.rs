@@ -229,7 +229,7 @@ pub(super) fn random_input(algorithm: Algorithm) -> Result<Vec<u8>, Failed> {
     Ok(input)
 }
 
-fn algorithm(name: &str) -> Result<Algorithm, String> {
+pub(super) fn algorithm(name: &str) -> Result<Algorithm, String> {
     Algorithm::ALL.iter().copied().find(|algorithm| algorithm.name() == name).ok_or_else(|| {
         let names: Vec<_> = Algorithm::ALL.iter().map(|algorithm| algorithm.name()).collect();
         format!("expected one of {}", names.join(", "))
