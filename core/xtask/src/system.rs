@@ -123,6 +123,27 @@ pub(crate) fn ensure(packages: &[Package]) -> Result<()> {
     still_missing(packages)
 }
 
+/// What plugins that are components are built for.
+pub(crate) const WASM_TARGET: &str = "wasm32-wasip2";
+
+/// Has the Rust that runs this build components: its rustup adds the target, if that is missing.
+pub(crate) fn ensure_wasm_target() -> Result<()> {
+    if has_wasm_target() {
+        return Ok(());
+    }
+    println!("installing what is missing here: Rust's target {WASM_TARGET}");
+    let hint = format!("this Rust builds no components; `rustup target add {WASM_TARGET}` puts it right");
+    process::run(Command::new("rustup").args(["target", "add", WASM_TARGET]))
+        .map_err(|failure| failure.hint(&hint))?;
+    if has_wasm_target() { Ok(()) } else { Err(Failure::new(hint).not_started()) }
+}
+
+fn has_wasm_target() -> bool {
+    let mut rustc = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    let folder = rustc.args(["--print", "target-libdir", "--target", WASM_TARGET]).output();
+    folder.is_ok_and(|output| Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir())
+}
+
 /// The module of SoftHSM2.
 pub(crate) fn softhsm_module() -> Result<&'static Path> {
     first_file(SOFTHSM_MODULES)

@@ -50,6 +50,7 @@ type Outcome = Option<(Duration, bool)>;
 /// Runs the steps, and prints how long each took.
 pub(crate) fn run(selection: &Selection) -> Result<()> {
     system::ensure(&[system::FOR_DEMO, system::FOR_C, system::FOR_TEST].concat())?;
+    system::ensure_wasm_target()?;
     let steps = &selection.0;
     let mut outcomes: Vec<Outcome> = Vec::new();
     let mut result = Ok(());
@@ -111,8 +112,12 @@ fn format() -> Result<()> {
         .map_err(|failure| failure.hint("`cargo fmt --all` puts it right"))
 }
 
+/// The whole workspace; and what only a component is made of.
 fn clippy() -> Result<()> {
-    run_command(of_workspace("clippy").args(["--all-targets", "--", "--deny", "warnings"]))
+    run_command(of_workspace("clippy").args(["--all-targets", "--", "--deny", "warnings"]))?;
+    let mut kit = cargo();
+    kit.args(["clippy", "--locked", "--package", "keystead-plugin-api", "--target", system::WASM_TARGET]);
+    run_command(kit.args(["--", "--deny", "warnings"]))
 }
 
 fn documents() -> Result<()> {

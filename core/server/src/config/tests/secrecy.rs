@@ -8,7 +8,7 @@ fn debug_output_holds_no_secret() {
     let yaml = format!(
         "origin_ca_api_key: {SESAME}\napi_token: {SESAME}\nprivate_key_stores:\n\
          - uri: pkcs11:object=x?pin-value={SESAME}\n- plugin: x\n  config: {{pin: {SESAME}}}\n  \
-         secrets: {{pin: {{value: {SESAME}}}}}\n  grants: {{a: {SESAME}}}\n  \
+         secrets: {{pin: {{value: {SESAME}}}}}\n  grants: {{http: []}}\n  \
          env: {{PIN: {SESAME}}}"
     );
     let config = accept(&yaml);
