@@ -15,6 +15,7 @@ mod door;
 mod guest;
 mod imports;
 mod pool;
+mod room;
 
 use std::{
     path::PathBuf,

@@ -7,15 +7,18 @@ use std::{
 
 use keystead_plugin_api::Code;
 use tokio::{runtime::Runtime, time::timeout_at};
-use wasmtime::{Store, StoreLimits, StoreLimitsBuilder, Trap, UpdateDeadline};
+use wasmtime::{Store, Trap, UpdateDeadline};
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 
 use super::{
     TICK,
-    imports::bindings::{Backend, BackendPre},
-    one_line,
+    imports::{
+        RANDOM_MAX,
+        bindings::{Backend, BackendPre},
+    },
+    room::Room,
 };
-use crate::{instance::Refusal, quota::Quota, reach::Reach, services::HostSide};
+use crate::{failure::tame, instance::Refusal, quota::Quota, reach::Reach, services::HostSide};
 
 /// How long a call may compute, what it waits for in the host not counted.
 const COMPUTE_MAX: Duration = Duration::from_secs(1);
@@ -23,11 +26,8 @@ const COMPUTE_MAX: Duration = Duration::from_secs(1);
 /// How much longer than its deadline a call may take to end by itself, before it is ended and its instance with it.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// Entries of all tables of an instance.
-const TABLE_MAX: usize = 100_000;
-
-/// How many core instances, memories and tables make an instance of a component: its module, and adapters around it.
-const PARTS_MAX: usize = 64;
+/// What an instance may have of WASI's resources at once: clocks it waits for, streams.
+const RESOURCES_MAX: usize = 1024;
 
 /// How many bytes a guest may hand to the host in one call of either.
 const HANDED_MAX: usize = 32 << 20;
@@ -73,7 +73,7 @@ impl Served {
 pub(super) struct State {
     wasi: WasiCtx,
     table: ResourceTable,
-    limits: StoreLimits,
+    room: Room,
     /// Ticks that the call has computed through.
     ticks: u32,
     /// `None` for one that only says what it is.
@@ -93,16 +93,12 @@ impl WasiView for State {
 
 impl State {
     fn new(memory: usize, served: Option<Served>) -> Self {
-        let limits = StoreLimitsBuilder::new()
-            .memory_size(memory)
-            .table_elements(TABLE_MAX)
-            .instances(PARTS_MAX)
-            .memories(PARTS_MAX)
-            .tables(PARTS_MAX);
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCES_MAX);
         Self {
             wasi: nothing(),
-            table: ResourceTable::new(),
-            limits: limits.build(),
+            table,
+            room: Room::new(memory),
             ticks: 0,
             served,
             deadline: Instant::now(),
@@ -138,7 +134,12 @@ impl Drop for State {
 
 /// WASI with nothing in it: no files, environment, arguments or network, and streams that lead nowhere.
 fn nothing() -> WasiCtx {
-    WasiCtx::builder().allow_tcp(false).allow_udp(false).allow_ip_name_lookup(false).build()
+    let mut wasi = WasiCtx::builder();
+    wasi.allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false)
+        .max_random_size(RANDOM_MAX.into())
+        .build()
 }
 
 /// An instance that is ready for a call.
@@ -156,14 +157,15 @@ impl Guest {
         deadline: Instant,
     ) -> Result<Self, Refusal> {
         let mut store = Store::new(pre.engine(), State::new(memory, served));
-        store.limiter(|state| &mut state.limits);
+        store.limiter(|state| &mut state.room);
         store.set_hostcall_fuel(HANDED_MAX);
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|mut store| store.data_mut().tick());
-        let started = runtime.wait(timeout_at(deadline.into(), pre.instantiate_async(&mut store)));
+        let starting = async { timeout_at(deadline.into(), pre.instantiate_async(&mut store)).await };
+        let started = runtime.wait(starting);
         match started {
             Ok(Ok(backend)) => Ok(Self { store, backend }),
-            Ok(Err(error)) => Err(trapped("it doesn't start", &error)),
+            Ok(Err(error)) => Err(trapped("it doesn't start", &error, &store.data().room)),
             Err(_) => Err(late()),
         }
     }
@@ -178,14 +180,15 @@ impl Guest {
     ) -> Result<(T, Self), Refusal> {
         let state = self.store.data_mut();
         (state.ticks, state.deadline) = (0, deadline);
+        state.room.look_away();
         request.clone_into(&mut state.request);
         self.store.set_epoch_deadline(1);
         let calling = call(&self.backend, &mut self.store);
-        let ended = runtime.wait(timeout_at((deadline + GRACE).into(), calling));
+        let ended = runtime.wait(async { timeout_at((deadline + GRACE).into(), calling).await });
         self.store.data_mut().hand_on();
         match ended {
             Ok(Ok(answer)) => Ok((answer, self)),
-            Ok(Err(error)) => Err(trapped("the plugin was ended", &error)),
+            Ok(Err(error)) => Err(trapped("the plugin was ended", &error, &self.store.data().room)),
             Err(_) => Err(late()),
         }
     }
@@ -195,13 +198,21 @@ fn late() -> Refusal {
     Refusal::new(Code::Deadline, "the plugin did not answer in time, and was ended")
 }
 
-fn trapped(what: &str, error: &wasmtime::Error) -> Refusal {
-    let why = match error.downcast_ref::<Trap>() {
-        Some(Trap::Interrupt) => format!("it computed for more than {COMPUTE_MAX:?}"),
-        Some(Trap::UnreachableCodeReached) => "it panicked, or ran out of memory".to_owned(),
-        Some(Trap::StackOverflow) => "its stack is used up".to_owned(),
-        Some(trap) => trap.to_string(),
-        None => one_line(error),
+fn trapped(what: &str, error: &wasmtime::Error, room: &Room) -> Refusal {
+    let why = match (error.downcast_ref::<Trap>(), room.exceeded()) {
+        (Some(Trap::UnreachableCodeReached), Some(most)) => {
+            format!("its {} MiB of memory are used up", most >> 20)
+        }
+        (trap, _) => trap.map_or_else(|| tame(error.root_cause().to_string().as_bytes(), 512), told),
     };
     Refusal::new(Code::Internal, format!("{what}: {why}"))
+}
+
+fn told(trap: &Trap) -> String {
+    match trap {
+        Trap::Interrupt => format!("it computed for more than {COMPUTE_MAX:?}"),
+        Trap::UnreachableCodeReached => "it panicked".to_owned(),
+        Trap::StackOverflow => "its stack is used up".to_owned(),
+        trap => trap.to_string(),
+    }
 }

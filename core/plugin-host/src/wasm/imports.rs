@@ -37,7 +37,7 @@ use bindings::keystead::backend::{
 };
 
 /// How many random bytes there are at once.
-const RANDOM_MAX: u32 = 64 << 10;
+pub(super) const RANDOM_MAX: u32 = 64 << 10;
 
 impl State {
     fn reach(&self) -> Result<Arc<Reach>, types::Error> {
