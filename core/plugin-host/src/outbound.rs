@@ -45,8 +45,11 @@ const IDLE: Duration = Duration::from_secs(55);
 /// How many such connections to one service: as many as a store can have lanes in use.
 const IDLE_MAX: usize = 256;
 
-/// How many bytes the head of a response may have.
+/// How many bytes the head of a response may have, and the headers of a request with all secrets filled in.
 const HEAD_MAX: usize = 64 << 10;
+
+/// How many headers a request may have.
+const HEADERS_MAX: usize = 128;
 
 /// The network of one store.
 pub(crate) struct Outbound {
@@ -183,8 +186,12 @@ fn filled_in(
         header::USER_AGENT,
         HeaderValue::from_static(concat!("keystead/", env!("CARGO_PKG_VERSION"))),
     );
+    if request.headers.len() > HEADERS_MAX {
+        return Err(unsendable(&format!("it has more than {HEADERS_MAX} headers")));
+    }
+    let mut room = Room::new(HEAD_MAX, "its headers have more than 64 KiB");
     for (name, value) in &request.headers {
-        let (name, value) = filled_header(name, value, secrets)?;
+        let (name, value) = filled_header(name, value, secrets, &mut room)?;
         headers.insert(name, value);
     }
     let body = match &request.body {
@@ -197,17 +204,38 @@ fn filled_in(
         }
     };
     if body.len() > REQUEST_MAX {
-        return Err(unsendable("its body has more than 1 MiB"));
+        return Err(unsendable(BODY_TOO_LONG));
     }
     let mut sent = hyper::Request::new(Full::new(body));
     (*sent.method_mut(), *sent.uri_mut(), *sent.headers_mut()) = (method, url, headers);
     Ok(sent)
 }
 
+const BODY_TOO_LONG: &str = "its body has more than 1 MiB";
+
+/// What may still be filled in. A plugin can name one secret a million times: that is to be noticed before it is done.
+struct Room {
+    left: usize,
+    exceeded: &'static str,
+}
+
+impl Room {
+    fn new(most: usize, exceeded: &'static str) -> Self {
+        Self { left: most, exceeded }
+    }
+
+    /// Nothing is free: each piece counts for a byte at least.
+    fn take(&mut self, len: usize) -> Result<(), Error> {
+        self.left = self.left.checked_sub(len.max(1)).ok_or_else(|| unsendable(self.exceeded))?;
+        Ok(())
+    }
+}
+
 fn filled_header(
     name: &str,
     value: &Value,
     secrets: &dyn Secrets,
+    room: &mut Room,
 ) -> Result<(HeaderName, HeaderValue), Error> {
     let shown = tame(name.as_bytes(), 64);
     let name = HeaderName::from_bytes(name.as_bytes())
@@ -215,7 +243,8 @@ fn filled_header(
     if is_the_hosts(&name) {
         return Err(unsendable(&format!("the header `{shown}` is the host's own")));
     }
-    let filled = filled(value, secrets)?;
+    room.take(name.as_str().len())?;
+    let filled = filled(value, secrets, room)?;
     let mut value = HeaderValue::from_bytes(&filled)
         .map_err(|_| unsendable(&format!("the value of the header `{shown}` can't be sent")))?;
     value.set_sensitive(true);
@@ -240,12 +269,13 @@ fn is_the_hosts(name: &HeaderName) -> bool {
     HOSTS.contains(&name.as_str())
 }
 
-fn filled(value: &Value, secrets: &dyn Secrets) -> Result<Zeroizing<Vec<u8>>, Error> {
+fn filled(value: &Value, secrets: &dyn Secrets, room: &mut Room) -> Result<Zeroizing<Vec<u8>>, Error> {
     let mut filled = Zeroizing::new(Vec::new());
+    let mut fill = |piece: &[u8]| room.take(piece.len()).map(|()| filled.extend_from_slice(piece));
     for part in &value.0 {
         match part {
-            Part::Text(text) => filled.extend_from_slice(text.as_bytes()),
-            Part::Secret(name) => filled.extend_from_slice(&secret(secrets, name)?),
+            Part::Text(text) => fill(text.as_bytes())?,
+            Part::Secret(name) => fill(&secret(secrets, name)?)?,
         }
     }
     Ok(filled)
@@ -265,8 +295,9 @@ pub(crate) fn secret(secrets: &dyn Secrets, name: &str) -> Result<Zeroizing<Vec<
 
 fn encoded(form: &[(String, Value)], secrets: &dyn Secrets) -> Result<Bytes, Error> {
     let mut encoded = String::new();
+    let mut room = Room::new(REQUEST_MAX, BODY_TOO_LONG);
     for (name, value) in form {
-        let value = filled(value, secrets)?;
+        let value = filled(value, secrets, &mut room)?;
         let separator = if encoded.is_empty() { "" } else { "&" };
         encoded.push_str(separator);
         encoded.extend(form_urlencoded::byte_serialize(name.as_bytes()));
