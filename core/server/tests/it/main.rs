@@ -10,9 +10,12 @@ mod clients;
 mod command_line;
 mod deadly;
 mod exchanges;
+mod faults;
 mod isolation;
 mod matrix;
 mod migration;
+#[expect(dead_code, reason = "the benchmarks use more of it")]
+mod misbehaving;
 mod outages;
 mod reloading;
 mod secrets;

@@ -96,10 +96,15 @@ impl<'a> Token<'a> {
 
     /// Starts a server that has the token, with these lines of configuration, and waits until it listens.
     pub(crate) fn serve(&self, lines: &str) -> Server {
+        Server::spawn(self.command(lines))
+    }
+
+    /// What starts such a server.
+    pub(crate) fn command(&self, lines: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_keystead"));
         command.arg("run").arg("-c").arg(self.files.config(lines));
         command.env("SOFTHSM2_CONF", self.files.path("softhsm2.conf"));
-        Server::spawn(command)
+        command
     }
 
     /// Runs pkcs11-tool; answers what it prints.

@@ -1,0 +1,89 @@
+//! Faults of a PKCS#11 module and its token, under load, over the wire: how soon they are over, and who notices.
+
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use keystead_protocol::Ski;
+
+use crate::{
+    misbehaving::{BACK, FAULTS, Load, Misbehaving},
+    token::Token,
+    world::{Files, Server},
+};
+
+/// Calls that a store makes at once; four times as many requests are in flight.
+const LANES: usize = 8;
+
+/// How long is looked whether a fault that seems to be over is.
+const AFTERWARDS: Duration = Duration::from_millis(200);
+
+fn survives(isolation: &str) {
+    let files = Files::new();
+    let token = Misbehaving::new(&files);
+    let server = token.serve(isolation, LANES);
+    let load = Load::new(&files, &server, token.ski, (4, LANES));
+    for fault in FAULTS.iter().filter(|fault| isolation == "process" || !fault.kills) {
+        load.wait_until_served(Instant::now());
+        let bout = fault.befall(&token.control, &load);
+        thread::sleep(AFTERWARDS);
+        let now = Instant::now();
+        let over = bout.over_after(&load, now);
+        assert!(over < BACK, "{}: {over:?}, {:?}", fault.name, load.causes());
+        let failed = load.failures(bout.began, now).len();
+        assert!(fault.fails || failed == 0, "{}: {failed} failed: {:?}", fault.name, load.causes());
+    }
+    assert_eq!(token.control.violations(), [""; 0]);
+}
+
+#[test]
+fn faults_of_a_module_in_the_server_are_over_soon_after_their_cure() {
+    survives("inline");
+}
+
+#[test]
+fn faults_of_a_module_in_a_process_are_over_soon_after_their_cure() {
+    survives("process");
+}
+
+fn comes_back(isolation: &str) {
+    let files = Files::new();
+    let token = Token::new(&files);
+    let ski = Ski::from_spki(&token.generate("p256", "EC:prime256v1")).unwrap();
+    let server = many_lanes(&files, &token, isolation);
+    let load = Load::new(&files, &server, ski, (4, 32));
+    for _ in 0..2 {
+        load.wait_until_served(Instant::now());
+        fs::rename(files.path("tokens"), files.path("unplugged")).unwrap();
+        thread::sleep(Duration::from_millis(500));
+        let away = load.failures(Instant::now() - AFTERWARDS, Instant::now()).len();
+        assert!(away > 0, "nobody has noticed");
+        fs::rename(files.path("unplugged"), files.path("tokens")).unwrap();
+        let back = Instant::now();
+        load.wait_until_served(back);
+        thread::sleep(AFTERWARDS);
+        let last = load.failures(back, Instant::now()).pop().unwrap_or(back);
+        assert!(last - back < BACK, "{:?}: {:?}", last - back, load.causes());
+    }
+}
+
+/// A server with the token in a store of 32 lanes.
+fn many_lanes(files: &Files, token: &Token<'_>, isolation: &str) -> Server {
+    let env = format!("env: {{SOFTHSM2_CONF: {}}}", files.path("softhsm2.conf").display());
+    let place = if isolation == "inline" { "isolation: inline" } else { &env };
+    let store = token.store(["p256"]).replace(&env, &format!("{place}, limits: {{lanes: 32, deadline: 1s}}"));
+    let server = token.serve(&format!("private_key_stores:\n{store}"));
+    server.wait_until_ready();
+    server
+}
+
+#[test]
+fn a_token_that_goes_and_comes_back_under_load_on_many_lanes_is_served() {
+    comes_back("inline");
+}
+
+#[test]
+fn a_token_that_goes_and_comes_back_under_load_on_many_lanes_in_a_process_is_served() {
+    comes_back("process");
+}
