@@ -13,6 +13,7 @@
     reason = "a benchmark prints, and fails by panicking"
 )]
 
+#[expect(dead_code, reason = "the others use more of it")]
 mod closed_loop;
 #[path = "../tests/it/world.rs"]
 #[expect(dead_code, reason = "the tests use more of it")]

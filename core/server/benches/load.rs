@@ -27,19 +27,14 @@ use aws_lc_rs::{
 use keystead_protocol::Opcode;
 use rustix::time::{ClockId, clock_gettime};
 
-use closed_loop::{is_measured, load};
+use closed_loop::{load, time};
 use world::{Files, Server, skis};
 
 const CONNECTIONS: usize = 4;
 const IN_FLIGHT: usize = 16;
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
-    let seconds = arguments.iter().skip_while(|argument| *argument != "--seconds").nth(1);
-    let time = match is_measured() {
-        true => Duration::from_secs(seconds.map_or(10, |seconds| seconds.parse().unwrap())),
-        false => Duration::from_millis(200),
-    };
+    let time = time(10);
     let files = Files::new();
     let server = Server::with_keys(&files, "");
     println!("resident memory at start: {:.1} MiB", server.memory() as f64 / f64::from(1 << 20));

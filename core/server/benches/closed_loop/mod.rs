@@ -38,6 +38,15 @@ pub(crate) fn is_measured() -> bool {
     has("--bench") && !has("--test")
 }
 
+/// How long each measurement takes: so many seconds, or those of the argument `--seconds`; else a moment.
+pub(crate) fn time(usual: u64) -> Duration {
+    let argument = std::env::args().skip_while(|argument| argument != "--seconds").nth(1);
+    match is_measured() {
+        true => Duration::from_secs(argument.map_or(usual, |seconds| seconds.parse().unwrap())),
+        false => Duration::from_millis(200),
+    }
+}
+
 /// Loads a server by so many connections with so many requests in flight each, for a time.
 pub(crate) fn load(
     files: &Files,
