@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cargo xtask demo [--keep] [--plugin pkcs11|c]
+//! cargo xtask soak [--minutes N] [--seed N] [--isolation process|inline]
 //! cargo xtask test [STEP...]
 //! ```
 //!
@@ -24,6 +25,7 @@ mod page;
 mod patience;
 mod ports;
 mod process;
+mod soak;
 mod system;
 mod systemd;
 mod test;
@@ -42,11 +44,14 @@ commands:
           a TLS handshake signed inside a throw-away token, from nothing to a page, four times over;
           with `--plugin c`, by the example of a plugin in C and a key that follows from a sealed seed;
           `--keep` leaves everything running, with commands to try, until Ctrl-C
+  soak [--minutes N] [--seed N] [--isolation process|inline]
+          a key server under load for 10 minutes, while its PKCS#11 module meets a fault every 5 seconds: how soon each
+          is over, what fails, and what grows; a seed that was printed has the same faults come again
   test [STEP...]
           everything that must hold before a change is merged; or only some steps of it, by name
   help    this text
 
-Both install what they need with apt when something is missing: as root, or through `sudo -n`.";
+Each installs what it needs with apt when something is missing: as root, or through `sudo -n`.";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -62,6 +67,7 @@ fn main() -> ExitCode {
 enum Task {
     Demo(demo::Options),
     Help,
+    Soak(soak::Options),
     Test(test::Selection),
 }
 
@@ -70,6 +76,7 @@ impl Task {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         match words.as_slice() {
             ["demo", options @ ..] => demo::Options::parse(options).map(Self::Demo),
+            ["soak", options @ ..] => soak::Options::parse(options).map(Self::Soak),
             ["test", steps @ ..] => test::Selection::parse(steps).map(Self::Test),
             ["help" | "--help" | "-h"] => Ok(Self::Help),
             ["help", extra, ..] => Err(Failure::usage(format!("unexpected argument `{extra}`"))),
@@ -85,6 +92,7 @@ impl Task {
                 println!("{USAGE}");
                 Ok(())
             }
+            Self::Soak(options) => soak::run(&options),
             Self::Test(selection) => test::run(&selection),
         }
     }
@@ -102,6 +110,7 @@ mod tests {
     fn knows_its_commands() {
         assert!(matches!(parse("demo --keep --plugin pkcs11"), Ok(Task::Demo(_))));
         assert!(matches!(parse("demo --plugin c"), Ok(Task::Demo(_))));
+        assert!(matches!(parse("soak --minutes 3"), Ok(Task::Soak(_))));
         assert!(matches!(parse("test"), Ok(Task::Test(_))));
         assert!(matches!(parse("test lints format"), Ok(Task::Test(_))));
         assert!(matches!(parse("--help"), Ok(Task::Help)));
@@ -109,7 +118,9 @@ mod tests {
 
     #[test]
     fn refuses_what_it_does_not_know_and_says_what_it_knows() {
-        for line in ["", "tset", "test all", "demo --plugin", "demo --plugin tape", "demo --quick"] {
+        for line in
+            ["", "tset", "test all", "demo --plugin", "demo --plugin tape", "demo --quick", "soak --hours"]
+        {
             let failure = parse(line).map(|_| ()).expect_err(line).to_string();
             assert!(failure.contains("hint: "), "{line}: {failure}");
         }

@@ -41,15 +41,20 @@ pub(crate) const FOR_C: &[Package] = &[
     Package::new("libssl-dev", Sign::AnyFile(&["/usr/include/openssl/evp.h"])),
 ];
 
-/// What `cargo xtask test` needs beside both: further compilers for plugins in C (clang's library also helps to build
-/// Kryoptic), the way to OpenSSL as an independent judge of signatures, a module that logs calls, one that hands them to
-/// a server, the header to write one, a TPM in software, a token behind a daemon with the mounts that keep it apart, the
-/// database of Kryoptic, Python to install the licence checker, a browser, a judge of alert rules, and a systemd with
-/// something to boot it in.
+/// What the PKCS#11 module for the tests needs beside both: the header to write one, and the way to it and to OpenSSL,
+/// the independent judge of signatures.
+pub(crate) const FOR_MODULE: &[Package] = &[
+    Package::new("pkg-config", Sign::Program("pkg-config")),
+    Package::new("libp11-kit-dev", Sign::AnyFile(&["/usr/include/p11-kit-1/p11-kit/pkcs11.h"])),
+];
+
+/// What `cargo xtask test` needs beside all of these: further compilers for plugins in C (clang's library also helps to
+/// build Kryoptic), a module that logs calls, one that hands them to a server, a TPM in software, a token behind a daemon
+/// with the mounts that keep it apart, the database of Kryoptic, Python to install the licence checker, a browser, a
+/// judge of alert rules, and a systemd with something to boot it in.
 pub(crate) const FOR_TEST: &[Package] = &[
     Package::new("g++", Sign::Program("g++")),
     Package::new("clang", Sign::Program("clang++")),
-    Package::new("pkg-config", Sign::Program("pkg-config")),
     Package::new("p11-kit", Sign::Program("p11-kit")),
     Package::new("p11-kit-modules", Sign::AnyFile(REMOTE_MODULES)),
     Package::new("swtpm", Sign::Program("swtpm")),
@@ -60,7 +65,6 @@ pub(crate) const FOR_TEST: &[Package] = &[
     Package::new("libsqlite3-dev", Sign::AnyFile(&["/usr/include/sqlite3.h"])),
     Package::new("procps", Sign::Program("pkill")),
     Package::new("opensc-pkcs11", Sign::AnyFile(SPY_MODULES)),
-    Package::new("libp11-kit-dev", Sign::AnyFile(&["/usr/include/p11-kit-1/p11-kit/pkcs11.h"])),
     Package::new("python3-venv", Sign::Answers("python3", &["-c", "import venv, ensurepip"])),
     Package::new("chromium", Sign::Program("chromium")),
     Package::new("fonts-dejavu-core", Sign::AnyFile(&["/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"])),

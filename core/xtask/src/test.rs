@@ -49,7 +49,7 @@ type Outcome = Option<(Duration, bool)>;
 
 /// Runs the steps, and prints how long each took.
 pub(crate) fn run(selection: &Selection) -> Result<()> {
-    system::ensure(&[system::FOR_DEMO, system::FOR_C, system::FOR_TEST].concat())?;
+    system::ensure(&[system::FOR_DEMO, system::FOR_C, system::FOR_MODULE, system::FOR_TEST].concat())?;
     system::ensure_wasm_target()?;
     let steps = &selection.0;
     let mut outcomes: Vec<Outcome> = Vec::new();
