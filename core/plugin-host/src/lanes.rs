@@ -89,8 +89,12 @@ impl Lanes {
         if state.waiting.len() > ready && state.started < state.lanes {
             self.start(&mut state);
         }
+        let is_awaited = state.started > state.busy;
         drop(state);
-        self.shared.wake.notify_one();
+        // Lanes that are busy look for more by themselves; to wake nobody would be a call of the system in vain.
+        if is_awaited {
+            self.shared.wake.notify_one();
+        }
     }
 
     fn start(&self, state: &mut State) {
@@ -117,16 +121,17 @@ impl Drop for Lanes {
 
 impl Shared {
     fn run(&self, number: u32) {
-        while let Some(job) = self.next() {
+        let mut state = self.lock();
+        while let Some(job) = self.next(state) {
             if catch_unwind(AssertUnwindSafe(|| job(number))).is_err() {
                 tracing::error!(lane = number, lanes = self.name, "a call panicked in the host");
             }
-            self.lock().busy -= 1;
+            state = self.lock();
+            state.busy -= 1;
         }
     }
 
-    fn next(&self) -> Option<Job> {
-        let mut state = self.lock();
+    fn next(&self, mut state: MutexGuard<'_, State>) -> Option<Job> {
         loop {
             if let Some(job) = state.waiting.pop_front() {
                 state.busy += 1;
