@@ -242,14 +242,14 @@ impl Link {
     /// Runs until the process has ended.
     async fn run(
         self: Arc<Self>,
-        reading: OwnedReadHalf,
+        mut reading: OwnedReadHalf,
         writing: OwnedWriteHalf,
         output: pipe::Receiver,
     ) -> End {
         let writer = tokio::spawn(Arc::clone(&self).write(writing));
         let output = tokio::spawn(forward(output, self.pid));
         let read = tokio::select! {
-            read = self.read(&reading) => read,
+            read = self.read(&mut reading) => read,
             // What it is connected by may be in other hands: that the host has killed it must do.
             () = self.ended.notified() => Ok(()),
         };
@@ -274,14 +274,12 @@ impl Link {
     }
 
     /// Reads until the end; answers with what the process did wrong, if that is why.
-    async fn read(self: &Arc<Self>, socket: &OwnedReadHalf) -> Result<(), Option<String>> {
+    async fn read(self: &Arc<Self>, socket: &mut OwnedReadHalf) -> Result<(), Option<String>> {
         let mut inbox = Inbox::new();
         loop {
-            socket.readable().await.map_err(|_| None)?;
-            match socket.try_read(inbox.room()) {
+            match socket.read(inbox.room()).await {
                 Ok(0) => return Ok(()),
                 Ok(bytes) => inbox.filled(bytes),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(_) => return Err(None),
             }
             while let Some(frame) = inbox.next()? {
