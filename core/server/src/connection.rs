@@ -6,7 +6,7 @@
 //! that don't read take more memory than the budget: each connection has a little of its own, and all share the rest.
 
 use std::{
-    io,
+    io, iter,
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -18,6 +18,7 @@ use keystead_protocol::{ErrorCode, Frame, HEADER_LEN, MAX_FRAME, Request, Respon
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    task::yield_now,
     time::{sleep_until, timeout, timeout_at},
 };
 
@@ -148,7 +149,8 @@ where
 {
     let (mut input, output) = tokio::io::split(stream);
     let (answers, ready) = mpsc::unbounded_channel(); // bounded by the budget: each answer holds a share of it
-    let client = Client { peer, service, answers, allowance: Allowance::new(limits.in_flight, pool) };
+    let allowance = Allowance::new(limits.in_flight, pool);
+    let client = Client { peer, service, answers, allowance: allowance.clone() };
     let reader = Reader {
         input: &mut input,
         client,
@@ -158,7 +160,7 @@ where
         frame_since: None,
         is_new: true,
     };
-    let mut writer = pin!(write(output, ready, limits.write_timeout));
+    let mut writer = pin!(write(output, ready, &allowance, limits.write_timeout));
     let end = tokio::select! {
         end = reader.run() => end,
         failed = &mut writer => return failed,
@@ -188,6 +190,7 @@ struct Client {
 /// What one connection may have in work.
 #[derive(Clone)]
 struct Allowance {
+    most: usize,
     requests: Arc<Semaphore>,
     own: Arc<Semaphore>,
     more: Arc<Semaphore>,
@@ -200,11 +203,17 @@ type Budget = [Option<OwnedSemaphorePermit>; 3];
 impl Allowance {
     fn new(requests: usize, pool: &Pool) -> Self {
         Self {
+            most: requests,
             requests: Arc::new(Semaphore::new(requests)),
             own: Arc::new(Semaphore::new(OWN_BYTES)),
             more: Arc::new(Semaphore::new(MORE_BYTES)),
             shared: Arc::clone(&pool.0),
         }
+    }
+
+    /// How many requests are in work: read, and their answers not yet written.
+    fn in_work(&self) -> usize {
+        self.most.saturating_sub(self.requests.available_permits())
     }
 
     /// A part for a request of so many bytes, where there is one without waiting.
@@ -313,7 +322,7 @@ impl<S: AsyncRead + Send> Reader<'_, S> {
             // From now on: while the batch waited for the budget, the client wasn't read.
             self.frame_since =
                 (!self.buffer.is_empty()).then(|| self.frame_since.unwrap_or_else(Instant::now));
-            tokio::task::yield_now().await; // the writer's turn, also when the next read has its bytes already
+            yield_now().await; // the writer's turn, also when the next read has its bytes already
         }
     }
 
@@ -363,14 +372,10 @@ impl<S: AsyncRead + Send> Reader<'_, S> {
             }
             match self.frame_since {
                 Some(_) => return Err(End::FrameTimeout),
-                None if self.is_idle() => return Err(End::Idle),
+                None if self.client.allowance.in_work() == 0 => return Err(End::Idle),
                 None => {}
             }
         }
-    }
-
-    fn is_idle(&self) -> bool {
-        self.client.allowance.requests.available_permits() == self.limits.in_flight
     }
 
     /// Takes every whole frame out of the buffer. Waits here while the connection's budget is used up, so that the
@@ -421,11 +426,16 @@ fn closed(read: io::Result<usize>) -> Result<usize, End> {
 async fn write<S: AsyncWrite>(
     mut output: WriteHalf<S>,
     mut ready: mpsc::UnboundedReceiver<Answer>,
+    allowance: &Allowance,
     patience: Duration,
 ) -> End {
     let mut answers = Vec::new();
     let mut buffer = Vec::new();
     while ready.recv_many(&mut answers, usize::MAX).await > 0 {
+        if allowance.in_work() > answers.len() {
+            yield_now().await; // of the others, some may be as far: their answers then leave with these
+            answers.extend(iter::from_fn(|| ready.try_recv().ok()));
+        }
         for answer in &answers {
             buffer.extend_from_slice(&answer.frame);
         }
@@ -457,14 +467,32 @@ mod tests {
     fn connections_that_hold_all_that_is_shared_leave_another_its_own() {
         let pool = Pool::default();
         let greedy: Vec<_> = (0..100).map(|_| Allowance::new(1024, &pool)).collect();
-        let take = |allowance: &Allowance| std::iter::from_fn(|| allowance.try_take(MAX_FRAME)).collect();
+        let take = |allowance: &Allowance| iter::from_fn(|| allowance.try_take(MAX_FRAME)).collect();
         let held: Vec<Vec<Budget>> = greedy.iter().map(take).collect();
         assert_eq!(held[0].len(), 64);
         let bytes: usize = held.iter().map(|held| held.len() * MAX_FRAME).sum();
         assert_eq!(bytes, SHARED_BYTES + 100 * OWN_BYTES);
         let good = Allowance::new(1024, &pool);
-        let small: Vec<_> = std::iter::from_fn(|| good.try_take(1)).collect();
+        let small: Vec<_> = iter::from_fn(|| good.try_take(1)).collect();
         assert_eq!(small.len(), OWN_BYTES / ANSWER);
+    }
+
+    #[tokio::test]
+    async fn answers_that_are_ready_together_leave_together() {
+        let allowance = Allowance::new(8, &Pool::default());
+        let (answers, ready) = mpsc::unbounded_channel();
+        let answer = |byte| Answer { frame: vec![byte], _budget: allowance.try_take(1).unwrap() };
+        let (first, second) = (answer(1), answer(2));
+        let (mut client, server) = tokio::io::duplex(64);
+        let (_, output) = tokio::io::split(server);
+        let writing = write(output, ready, &allowance, Duration::from_secs(5));
+        let answering = answers.clone();
+        tokio::spawn(async move { answering.send(second) }); // its turn is next
+        answers.send(first).ok().unwrap();
+        drop(answers);
+        let mut read = [0; 2];
+        let (end, bytes) = tokio::join!(writing, client.read(&mut read));
+        assert_eq!((end, bytes.unwrap(), read), (End::Client, 2, [1, 2]));
     }
 
     #[tokio::test]
