@@ -488,7 +488,7 @@ typedef struct keystead_http_response {
     const keystead_http_header *headers;
     // How many.
     size_t headers_len;
-    // The body, at most 4 MiB.
+    // The body, at most 2 MiB.
     keystead_bytes body;
     // The host's own.
     void *owner;
@@ -627,7 +627,7 @@ typedef struct keystead_backend {
                        const keystead_context *context,
                        keystead_health *health,
                        keystead_report *report);
-    // [any thread] A further interface of the plugin by name, or NULL: none are defined yet.
+    // [any thread] A further interface of the plugin by name, or NULL.
     const void *(*extension)(keystead_bytes name);
 } keystead_backend;
 

@@ -588,7 +588,7 @@ pub struct BackendTable {
         health: *mut HealthReport,
         report: *mut Report,
     ) -> u32,
-    /// `[any thread]` A further interface of the plugin by name, or NULL: none are defined yet.
+    /// `[any thread]` A further interface of the plugin by name, or NULL.
     pub extension: unsafe extern "C" fn(name: Bytes) -> *const c_void,
 }
 
