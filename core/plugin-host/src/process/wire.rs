@@ -143,8 +143,6 @@ pub(super) enum Message<'a> {
         #[serde(with = "serde_bytes")]
         secret: &'a [u8],
     },
-    /// Asks for what the host does for a store.
-    Reach { ask: u64, store: u32, nanos_left: u64, what: Ask },
     /// What came of presenting it.
     Presented {
         store: u32,
@@ -154,6 +152,8 @@ pub(super) enum Message<'a> {
         secret: &'a [u8],
         accepted: bool,
     },
+    /// Asks for what the host does for a store.
+    Reach { ask: u64, store: u32, nanos_left: u64, what: Ask },
 }
 
 /// What a call gave.

@@ -301,7 +301,7 @@ async fn refuses_what_is_no_regular_file_and_does_not_hang_on_a_pipe() {
 #[tokio::test]
 async fn a_missing_plugin_is_told_with_where_it_was_looked_for() {
     let odd = Odd::new();
-    let line = "plugin `odd` was not found: no libkeystead_plugin_odd.so in DIR";
+    let line = "plugin `odd` was not found: no libkeystead_plugin_odd.so or odd.wasm in DIR";
     assert_eq!(odd.refusal().await, (Class::NotFound, line.to_owned()));
 }
 

@@ -69,7 +69,7 @@ fn nothing_is_offered_to_a_store_that_there_is_not() {
         let error = take(&desk, message).err();
         assert_eq!(error.as_deref(), Some("it speaks of store number 0, which there isn't"), "{name}");
     }
-    assert_eq!(asking, 5);
+    assert_eq!(asking, 12);
 }
 
 #[test]

@@ -61,6 +61,11 @@ fn all() -> Vec<Saved> {
         ("child", "answers", whole(&named(&answers))),
         ("child", "answers-byte-by-byte", bytewise(&named(&answers))),
         ("child", "asks", whole(&named(&["secret", "refused", "presented", "log", "keys-changed"]))),
+        (
+            "child",
+            "reaches",
+            whole(&named(&["fetch", "cached", "keep", "give-up", "forget", "sign", "hmac"])),
+        ),
         ("child", "fault", whole(&named(&["fault", "plain-fault"]))),
         ("child", "twice", whole(&framed(&[done(5, Reply::Health(1)), done(5, Reply::Health(2))]))),
         ("child", "unknown", whole(&framed(&[done(99, Reply::Done)]))),

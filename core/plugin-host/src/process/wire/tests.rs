@@ -1,5 +1,7 @@
 use std::{collections::BTreeSet, io::Read};
 
+use keystead_plugin_api::http::{Request, Response, Value};
+
 use super::*;
 use crate::process::confine::Identity;
 
@@ -29,7 +31,35 @@ pub(in crate::process) fn messages() -> Vec<(&'static str, Message<'static>)> {
         ("secret", Message::Secret { ask: 1, store: 0, name: "pin" }),
         ("refused", Message::Refused { ask: 2, store: 0, token: b"token", secret: b"1234" }),
         ("presented", Message::Presented { store: 0, token: b"token", secret: b"1234", accepted: true }),
+        ("fetch", reach(Ask::Fetch(request()))),
+        ("cached", reach(Ask::Cached { name: name(), at_least: Duration::from_secs(30) })),
+        ("keep", reach(Ask::Keep { name: name(), value: value(), lives: Duration::from_millis(1500) })),
+        ("give-up", reach(Ask::GiveUp { name: name() })),
+        ("forget", reach(Ask::Forget { name: name(), value: value() })),
+        ("sign", reach(Ask::Sign { secret: name(), algorithm: 4, message: vec![7; 40] })),
+        ("hmac", reach(Ask::Hmac { secret: name(), prefix: b"AWS4".to_vec(), message: vec![7; 40] })),
     ]
+}
+
+fn reach(what: Ask) -> Message<'static> {
+    Message::Reach { ask: 3, store: 0, nanos_left: u64::MAX, what }
+}
+
+fn name() -> String {
+    "token".to_owned()
+}
+
+fn value() -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(b"eyJ0".to_vec())
+}
+
+fn request() -> Request {
+    let form = [("grant_type", Value::text("client_credentials")), ("secret", Value::secret("token"))];
+    Request::new("POST", "https://login.example/token").header("accept", "application/json").form(form)
+}
+
+fn response() -> Response {
+    Response { status: 200, headers: vec![("a".to_owned(), "b".to_owned())], body: b"{}".to_vec() }
 }
 
 fn described() -> Described<'static> {
@@ -96,6 +126,11 @@ fn orders() -> Vec<Order<'static>> {
         Order::Told { ask: 1, told: Told::NoSecret },
         Order::Told { ask: 1, told: Told::Unreadable },
         Order::Told { ask: 1, told: Told::Refused(true) },
+        Order::Told { ask: 1, told: Told::Reached(Ok(Reached::Done)) },
+        Order::Told { ask: 1, told: Told::Reached(Ok(Reached::Response(response()))) },
+        Order::Told { ask: 1, told: Told::Reached(Ok(Reached::Bytes(Some(value())))) },
+        Order::Told { ask: 1, told: Told::Reached(Ok(Reached::Bytes(None))) },
+        Order::Told { ask: 1, told: Told::Reached(Err(fault())) },
     ]
 }
 
