@@ -49,12 +49,15 @@ pub(crate) const FOR_MODULE: &[Package] = &[
 ];
 
 /// What `cargo xtask test` needs beside all of these: further compilers for plugins in C (clang's library also helps to
-/// build Kryoptic), a module that logs calls, one that hands them to a server, a TPM in software, a token behind a daemon
-/// with the mounts that keep it apart, the database of Kryoptic, Python to install the licence checker, a browser, a
-/// judge of alert rules, and a systemd with something to boot it in.
+/// build Kryoptic), a linker and a libc for those that are components, a module that logs calls, one that hands them to a
+/// server, a TPM in software, a token behind a daemon with the mounts that keep it apart, the database of Kryoptic, Python
+/// to install the licence checker, a browser, a judge of alert rules, and a systemd with something to boot it in.
 pub(crate) const FOR_TEST: &[Package] = &[
     Package::new("g++", Sign::Program("g++")),
     Package::new("clang", Sign::Program("clang++")),
+    Package::new("lld", Sign::Program("wasm-ld")),
+    Package::new("wasi-libc", Sign::AnyFile(&["/usr/lib/wasm32-wasi/libc.a"])),
+    Package::new("libclang-rt-dev-wasm32", Sign::AnyFile(WASM_BUILTINS)),
     Package::new("p11-kit", Sign::Program("p11-kit")),
     Package::new("p11-kit-modules", Sign::AnyFile(REMOTE_MODULES)),
     Package::new("swtpm", Sign::Program("swtpm")),
@@ -95,6 +98,12 @@ const REMOTE_MODULES: &[&str] = &[
     "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so",
     "/usr/lib/aarch64-linux-gnu/pkcs11/p11-kit-client.so",
     "/usr/lib64/pkcs11/p11-kit-client.so",
+];
+
+/// Where Debian 12 and 13 put what clang's code for WebAssembly calls.
+const WASM_BUILTINS: &[&str] = &[
+    "/usr/lib/llvm-14/lib/clang/14.0.6/lib/wasi/libclang_rt.builtins-wasm32.a",
+    "/usr/lib/llvm-19/lib/clang/19/lib/wasi/libclang_rt.builtins-wasm32.a",
 ];
 
 /// Where distributions put the module for keys in a TPM.

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod exhaustion;
+mod guest_c;
 mod reaching;
 #[path = "../it/rig.rs"]
 #[expect(dead_code, reason = "the other tests use more of it")]
