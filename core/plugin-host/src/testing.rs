@@ -6,6 +6,7 @@
 //!
 //! Everything here panics where it fails, as a test's own assertions do.
 
+mod inside;
 pub(crate) mod side;
 
 use std::{
@@ -28,9 +29,8 @@ use crate::{
     load::{Checked, Mapped, Opened},
 };
 
+pub use self::inside::InServer;
 pub use crate::process::InProcess;
-#[cfg(feature = "wasm")]
-pub use crate::wasm::InSandbox;
 
 /// A plugin directory of a test's own, removed when dropped: mode 0755 whatever the umask.
 #[derive(Debug)]
@@ -50,6 +50,22 @@ impl PluginDir {
             install(directory.path(), package);
         }
         Self(directory)
+    }
+
+    /// A directory with the components of these packages, whose names end in the plugins'.
+    ///
+    /// # Panics
+    ///
+    /// As [`with`](Self::with).
+    #[cfg(feature = "wasm")]
+    #[must_use]
+    pub fn with_components(packages: &[&str]) -> Self {
+        let directory = Self::with(&[]);
+        for package in packages {
+            let name = package.strip_prefix("keystead-plugin-").unwrap_or(package);
+            install_component(directory.path(), package, name);
+        }
+        directory
     }
 
     /// Where it is: an entry for `plugins.path`.
@@ -121,13 +137,19 @@ pub fn install_component(directory: &Path, package: &str, name: &str) -> PathBuf
 pub fn launcher() -> Launcher {
     static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
         let options = ["--package", "keystead-plugin-host", "--features", "test-support", "--bin", PROCESS];
-        let output = cargo(&options);
-        let program = built(&output).then(|| artifact(PROCESS, "executable", "", &output)).flatten();
-        program.unwrap_or_else(|| {
-            panic!("no `{PROCESS}` was built:\n{}", String::from_utf8_lossy(&output.stderr))
-        })
+        executable(PROCESS, &options)
     });
     Launcher { program: BUILT.clone(), arguments: Vec::new() }
+}
+
+/// Builds the program of a package of this workspace, which has the package's name, and answers where it is.
+///
+/// # Panics
+///
+/// Where it can't be built, with cargo's own words.
+#[must_use]
+pub fn program(package: &str) -> PathBuf {
+    executable(package, &["--package", package])
 }
 
 /// The program that is nothing but a process for plugins.
@@ -231,6 +253,12 @@ fn build_component(package: &str) -> PathBuf {
 /// What components are built for.
 #[cfg(feature = "wasm")]
 const WASM_TARGET: &str = "wasm32-wasip2";
+
+fn executable(name: &str, options: &[&str]) -> PathBuf {
+    let output = cargo(options);
+    let program = built(&output).then(|| artifact(name, "executable", "", &output)).flatten();
+    program.unwrap_or_else(|| panic!("no `{name}` was built:\n{}", String::from_utf8_lossy(&output.stderr)))
+}
 
 fn built(output: &Output) -> bool {
     output.status.success()

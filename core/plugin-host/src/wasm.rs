@@ -10,8 +10,6 @@
 //! no memory between guests. Time is kept by epochs: cheaper than fuel, and a guest that computes gives way at each tick.
 
 mod compiled;
-#[cfg(feature = "test-support")]
-mod door;
 mod guest;
 mod imports;
 mod pool;
@@ -36,9 +34,6 @@ use crate::{
 use guest::{Guest, State};
 use imports::bindings::{Backend, BackendPre};
 use pool::Pool;
-
-#[cfg(feature = "test-support")]
-pub use door::InSandbox;
 
 /// How often a guest that computes gives way, and is looked at.
 const TICK: Duration = Duration::from_millis(10);

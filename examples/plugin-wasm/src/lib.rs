@@ -3,8 +3,8 @@
 //!
 //! An example of a plugin for the sandbox. It is an ordinary [`Backend`]: built for `wasm32-wasip2` it becomes a
 //! component, built natively a library. It keeps nothing between two calls, since its instance may be gone after any of
-//! them; a key's id says all that is needed to sign with it. It never sees its token: it says where in a request the
-//! token belongs, and the host puts it there.
+//! them; a key's id says all that is needed to sign with it. It works without seeing its token: it says where in a
+//! request the token belongs, and the host puts it there.
 //!
 //! `transit` knows the engine's JSON.
 

@@ -16,6 +16,7 @@ mod matrix;
 mod migration;
 #[expect(dead_code, reason = "the benchmarks use more of it")]
 mod misbehaving;
+mod openbao;
 mod outages;
 mod reloading;
 mod secrets;

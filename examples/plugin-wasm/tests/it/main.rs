@@ -6,17 +6,17 @@ mod openbao;
 
 use keystead_plugin_api::{
     Algorithm, Code, Error, Listing, Severity,
-    abi::BackendTable,
     conformance::{self, Session, Subject},
-    kit,
 };
-use keystead_plugin_openbao_transit::Transit;
+use keystead_plugin_host::{
+    Grant,
+    testing::{self, InProcess, InServer},
+};
 use serde_json::{Value, json};
 
 use openbao::OpenBao;
 
-/// The table of the library.
-static TABLE: BackendTable = kit::table::<Transit>();
+const PACKAGE: &str = "keystead-plugin-openbao-transit";
 
 const TYPES: [(&str, &str); 7] = [
     ("rsa-2048", "rsa-2048"),
@@ -28,15 +28,42 @@ const TYPES: [(&str, &str); 7] = [
     ("ed25519", "ed25519"),
 ];
 
-/// A store with a token, and what this adds to its configuration.
-fn store(openbao: &OpenBao, subject: Subject, token: &str, mut config: Value) -> Subject {
-    config["url"] = openbao.url().into();
-    subject.config(config).secret("token", token.as_bytes())
+/// The ways that the plugin is built.
+#[derive(Clone, Copy, Debug)]
+enum Build {
+    Library,
+    Component,
 }
 
-/// The library's store of all keys, open.
-fn library(openbao: &OpenBao, token: &str) -> Session {
-    store(openbao, Subject::new(&TABLE), token, json!({})).open().unwrap()
+/// A store with a token, and what this adds to its configuration.
+fn store(openbao: &OpenBao, build: Build, token: &str, mut config: Value) -> Subject {
+    config["url"] = openbao.url().into();
+    let door = built(build).granting(vec![grant(openbao)]);
+    Subject::behind(door).config(config).secret("token", token.as_bytes())
+}
+
+fn grant(openbao: &OpenBao) -> Grant {
+    Grant {
+        origin: openbao.url().parse().unwrap(),
+        methods: ["GET", "POST"].map(str::to_owned).into(),
+        secrets: ["token".to_owned()].into(),
+        addresses: Vec::new(),
+        ca: Some(openbao.ca()),
+        client: None,
+        proxy: None,
+    }
+}
+
+fn built(build: Build) -> InServer {
+    InServer::load(&match build {
+        Build::Library => testing::library(PACKAGE),
+        Build::Component => testing::component(PACKAGE),
+    })
+}
+
+/// A component's store of all keys, open.
+fn component(openbao: &OpenBao, token: &str) -> Session {
+    store(openbao, Build::Component, token, json!({})).open().unwrap()
 }
 
 fn labels(listing: &Listing) -> Vec<&str> {
@@ -57,20 +84,31 @@ fn sign(session: &Session, listing: &Listing, label: &str) -> Result<Vec<u8>, Er
 }
 
 #[test]
-fn passes_the_conformance_cases_as_a_library() {
+fn passes_the_conformance_cases_as_a_library_and_as_a_component() {
     let openbao = OpenBao::start();
     TYPES.iter().for_each(|(name, key_type)| openbao.make(name, key_type));
-    let subject = store(&openbao, Subject::new(&TABLE), &openbao.token(), json!({}));
-    conformance::run(&subject);
-    let listing = subject.open().unwrap().listing().unwrap();
-    assert_eq!((listing.keys.len(), findings(&listing).len()), (TYPES.len(), 0));
+    for build in [Build::Library, Build::Component] {
+        let subject = store(&openbao, build, &openbao.token(), json!({}));
+        conformance::run(&subject);
+        let listing = subject.open().unwrap().listing().unwrap();
+        assert_eq!((listing.keys.len(), findings(&listing).len()), (TYPES.len(), 0), "{build:?}");
+    }
+}
+
+#[test]
+fn passes_the_conformance_cases_as_a_library_in_a_process_of_its_own() {
+    let openbao = OpenBao::start();
+    TYPES.iter().for_each(|(name, key_type)| openbao.make(name, key_type));
+    let door = InProcess::load(&testing::library(PACKAGE)).granting(vec![grant(&openbao)]);
+    let subject = Subject::behind(door).config(json!({"url": openbao.url()}));
+    conformance::run(&subject.secret("token", openbao.token().as_bytes()));
 }
 
 #[test]
 fn serves_every_version_so_that_certificates_outlive_a_rotation() {
     let openbao = OpenBao::start();
     openbao.make("www", "ecdsa-p256");
-    let session = library(&openbao, &openbao.token());
+    let session = component(&openbao, &openbao.token());
     let (first, before) = (session.listing().unwrap(), session.health().unwrap());
     assert_eq!(labels(&first), ["www version 1"]);
     openbao.bao(&["write", "-f", "transit/keys/www/rotate"]);
@@ -93,7 +131,7 @@ fn serves_every_version_so_that_certificates_outlive_a_rotation() {
 #[test]
 fn an_engine_without_keys_has_an_empty_listing() {
     let openbao = OpenBao::start();
-    let listing = library(&openbao, &openbao.token()).listing().unwrap();
+    let listing = component(&openbao, &openbao.token()).listing().unwrap();
     assert_eq!((listing.keys.len(), listing.findings.len()), (0, 0));
 }
 
@@ -103,16 +141,16 @@ fn what_cannot_sign_is_passed_over_and_what_is_named_and_not_there_is_said() {
     openbao.make("sealer", "aes256-gcm96");
     openbao.make("www", "ecdsa-p256");
     openbao.make("other", "ecdsa-p256");
-    let all = library(&openbao, &openbao.token()).listing().unwrap();
+    let all = component(&openbao, &openbao.token()).listing().unwrap();
     assert_eq!(labels(&all), ["other version 1", "www version 1"]);
     let note = "note sealer: passed over: keys of type aes256-gcm96 don't sign for TLS";
     assert!(findings(&all)[0].starts_with(note), "{:?}", findings(&all));
 
-    let named = store(&openbao, Subject::new(&TABLE), &openbao.token(), json!({"keys": ["www", "wwww"]}));
+    let named = store(&openbao, Build::Component, &openbao.token(), json!({"keys": ["www", "wwww"]}));
     let session = named.open().unwrap();
     let listing = session.listing().unwrap();
     assert_eq!(labels(&listing), ["www version 1"]);
-    let missing = "error wwww: reading the key `wwww`: the server says that there is no such thing";
+    let missing = "error wwww: reading the key `wwww`: the server says that there is no such thing (HTTP 404)";
     assert_eq!(findings(&listing), [missing]);
     assert!(listing.findings[0].hint.contains("bao write -f"), "{}", listing.findings[0].hint);
     let not_named = sign(&session, &all, "other version 1").unwrap_err();
@@ -124,7 +162,7 @@ fn a_token_that_is_refused_is_told_from_one_that_may_not() {
     let openbao = OpenBao::start();
     openbao.make("www", "ecdsa-p256");
     let token = openbao.token();
-    let session = library(&openbao, &token);
+    let session = component(&openbao, &token);
     let listing = session.listing().unwrap();
     assert!(sign(&session, &listing, "www version 1").is_ok());
 
@@ -135,7 +173,7 @@ fn a_token_that_is_refused_is_told_from_one_that_may_not() {
     assert_eq!((denied.code, denied.vendor.as_ref().unwrap().number), (Code::Denied, 403), "{denied}");
     assert!(denied.message.starts_with(what) && denied.message.ends_with("permission denied"), "{denied}");
     assert_eq!(session.listing().unwrap_err().code, Code::Denied, "it may not list");
-    let named = store(&openbao, Subject::new(&TABLE), &token, json!({"keys": ["www"]})).open().unwrap();
+    let named = store(&openbao, Build::Component, &token, json!({"keys": ["www"]})).open().unwrap();
     assert_eq!(named.listing().unwrap().keys.len(), 1, "it may read what is named");
 
     openbao.bao(&["token", "revoke", &token]);
@@ -150,7 +188,7 @@ fn a_token_that_is_refused_is_told_from_one_that_may_not() {
 fn a_server_that_is_sealed_or_gone_is_unavailable_and_serves_again() {
     let mut openbao = OpenBao::start();
     openbao.make("www", "ecdsa-p256");
-    let session = library(&openbao, &openbao.token());
+    let session = component(&openbao, &openbao.token());
     let listing = session.listing().unwrap();
     openbao.kill();
     for gone in [session.health().unwrap_err(), sign(&session, &listing, "www version 1").unwrap_err()] {
@@ -172,7 +210,7 @@ fn an_engine_elsewhere_is_reached_and_one_that_is_nowhere_is_said() {
     openbao.bao(&["write", "-f", "team/tls/keys/www", "type=ed25519"]);
     openbao.write_policy(r#"path "team/tls/*" { capabilities = ["list", "read", "update"] }"#);
     let at = |mount: &str| {
-        store(&openbao, Subject::new(&TABLE), &openbao.token(), json!({"mount": mount})).open().unwrap()
+        store(&openbao, Build::Component, &openbao.token(), json!({"mount": mount})).open().unwrap()
     };
     let session = at("/team/tls/");
     let listing = session.listing().unwrap();
@@ -188,7 +226,8 @@ fn an_engine_elsewhere_is_reached_and_one_that_is_nowhere_is_said() {
 
 #[test]
 fn what_would_lead_elsewhere_is_refused() {
-    let refused = |config: Value| Subject::new(&TABLE).config(config).open().unwrap_err().message;
+    let refused =
+        |config: Value| Subject::behind(built(Build::Library)).config(config).open().unwrap_err().message;
     for url in
         ["bao.example.net", "ftp://bao", "https://", "https://bao/v1", "https://bao?x", "https://me@bao"]
     {

@@ -1,4 +1,5 @@
-//! The conformance cases' way to a component: in the very sandbox that the host uses.
+//! The conformance cases' way to a plugin in the server's own process: a library, or a component in the very sandbox that
+//! the host uses.
 
 use std::{
     collections::BTreeSet,
@@ -15,38 +16,35 @@ use keystead_plugin_api::{
     conformance::{Described, Door, Failure, Opened, Request, TestHost},
 };
 
-use super::Sandbox;
+use super::side::{Reaches, Side, listed};
 use crate::{
-    Description, Grant,
+    Description, Grant, Host, Settings,
     instance::{Call, Instance, Refusal},
     load,
-    testing::side::{Reaches, Side, listed},
 };
 
-/// One engine for all tests.
-static SANDBOX: LazyLock<Arc<Sandbox>> =
-    LazyLock::new(|| Sandbox::new(None).unwrap_or_else(|error| panic!("{error}")));
+/// One host for all tests, and so one sandbox.
+static HOST: LazyLock<Arc<Host>> = LazyLock::new(|| Host::new(Settings::default()));
 
 /// How long a call to a store may take.
 const TIME: Duration = Duration::from_secs(30);
 
-/// A component in the sandbox.
-pub struct InSandbox {
-    plugin: load::Plugin,
+/// A plugin in the server's own process.
+pub struct InServer {
+    plugin: Arc<load::Plugin>,
     reaches: Reaches,
     memory: usize,
 }
 
-impl InSandbox {
-    /// Loads a component.
+impl InServer {
+    /// Loads a library, or a component by the `.wasm` at the end of its name.
     ///
     /// # Panics
     ///
     /// Where it is refused, with the reason.
     #[must_use]
-    pub fn load(component: &Path) -> Self {
-        let content = load::Opened::open(component).and_then(|opened| opened.component(None));
-        let plugin = content.and_then(|content| content.load(&SANDBOX));
+    pub fn load(file: &Path) -> Self {
+        let plugin = HOST.examine("conformance", file.to_owned()).and_then(|file| HOST.load(&file));
         let plugin = plugin.unwrap_or_else(|failure| panic!("{failure}"));
         Self { plugin, reaches: Reaches::default(), memory: 64 << 20 }
     }
@@ -65,7 +63,7 @@ impl InSandbox {
         self
     }
 
-    /// Gives each instance so many bytes of memory.
+    /// Gives each instance of a component so many bytes of memory.
     #[must_use]
     pub fn with_memory(mut self, memory: usize) -> Self {
         self.memory = memory;
@@ -73,13 +71,13 @@ impl InSandbox {
     }
 }
 
-impl fmt::Debug for InSandbox {
+impl fmt::Debug for InServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InSandbox").field("plugin", &self.plugin.description.name).finish_non_exhaustive()
+        f.debug_struct("InServer").field("plugin", &self.plugin.description.name).finish_non_exhaustive()
     }
 }
 
-impl Door for InSandbox {
+impl Door for InServer {
     fn describe(&self) -> Result<Described, String> {
         let Description { name, version, vendor, lanes_max, schema, .. } = self.plugin.description.clone();
         Ok(Described { name, version, vendor, lanes_max, schema: schema.to_string() })

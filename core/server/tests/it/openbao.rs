@@ -1,0 +1,233 @@
+//! Keys in a real OpenBao, from a plugin in the sandbox to curl: the server with the example of a plugin for it, and the
+//! example of an edge.
+
+#[path = "../../../../examples/plugin-wasm/tests/it/openbao.rs"]
+mod server;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::LazyLock,
+    thread,
+    time::{Duration, Instant},
+};
+
+use keystead_plugin_host::testing;
+use openssl::pkey::{Id, PKey};
+use rcgen::{
+    CertificateParams, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519,
+    PKCS_RSA_SHA256, PublicKeyData, SignatureAlgorithm,
+};
+use serde_json::json;
+use x509_parser::prelude::{FromDer, SubjectPublicKeyInfo};
+
+use crate::world::{Files, PATIENCE, Server, authority};
+use server::OpenBao;
+
+/// The directory with the plugin.
+static PLUGINS: LazyLock<testing::PluginDir> =
+    LazyLock::new(|| testing::PluginDir::with_components(&["keystead-plugin-openbao-transit"]));
+
+/// The names of the keys, which are the sites' too, and their types.
+const KEYS: [(&str, &str); 4] =
+    [("rsa", "rsa-2048"), ("p256", "ecdsa-p256"), ("p384", "ecdsa-p384"), ("ed25519", "ed25519")];
+
+/// Configuration lines of a store `bao` that has a token.
+fn store(files: &Files, openbao: &OpenBao, token: &str) -> String {
+    let token = files.write("token", token.as_bytes());
+    let (url, ca, token) = (openbao.url(), openbao.ca().display().to_string(), token.display());
+    format!(
+        "private_key_stores:\n- name: bao\n  plugin: openbao-transit\n  config: {{url: \"{url}\"}}\n  \
+         secrets: {{token: {{file: {token}}}}}\n  grants:\n    http:\n    - {{url: \"{url}\", methods: [GET, POST], \
+         secrets: [token], ca: {ca}}}\n"
+    )
+}
+
+/// The command line, with the plugin in place.
+fn keystead(command: &str, config: &Path) -> Command {
+    let mut keystead = Command::new(env!("CARGO_BIN_EXE_keystead"));
+    keystead.arg(command).arg("-c").arg(config).env("KEYSTEAD_PLUGIN_PATH", PLUGINS.path());
+    keystead
+}
+
+/// All of it, running.
+struct Site<'a> {
+    files: &'a Files,
+    server: Server,
+    edge: Child,
+    /// The port of the edge.
+    port: u16,
+}
+
+impl<'a> Site<'a> {
+    fn start(files: &'a Files, openbao: &OpenBao, token: &str) -> Self {
+        KEYS.iter().for_each(|(name, key_type)| openbao.make(name, key_type));
+        let server = Server::spawn(keystead("run", &files.config(&store(files, openbao, token))));
+        server.wait_until_ready();
+        let mut command = Command::new(testing::program("keystead-edge"));
+        command.args(["--listen", "127.0.0.1:0", "--server", &server.address.to_string()]);
+        command.args(["--server-name", "localhost"]);
+        for (flag, file) in [("--ca", "ca.pem"), ("--cert", "client.pem"), ("--key", "client-key.pem")] {
+            command.arg(flag).arg(files.path(file));
+        }
+        for chain in certify(files, openbao) {
+            command.arg("--site").arg(chain);
+        }
+        let mut edge = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut ready = String::new();
+        BufReader::new(edge.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+        let port = ready.trim_end().rsplit(':').next().unwrap().parse().unwrap();
+        Self { files, server, edge, port }
+    }
+
+    /// Has curl shake hands as a version has it, with a signature of no other algorithm, and get the page. OpenSSL takes
+    /// the algorithms from its configuration.
+    fn visit(&self, name: &str, version: &str, signature: &str) -> Result<String, String> {
+        let sections = "openssl_conf = all\n[all]\nssl_conf = ssl\n[ssl]\nsystem_default = tls\n[tls]\n";
+        let openssl = format!("{sections}SignatureAlgorithms = {signature}\n");
+        let mut curl = Command::new("curl");
+        curl.env("OPENSSL_CONF", self.files.write("openssl.cnf", openssl.as_bytes()));
+        curl.args(["--disable", "--silent", "--show-error", "--fail", "--max-time", "20", "--noproxy", "*"]);
+        curl.args([&format!("--tlsv{version}"), "--tls-max", version, "--cacert"])
+            .arg(self.files.path("sites.pem"));
+        curl.args(["--resolve", &format!("{name}.test:{}:127.0.0.1", self.port)]);
+        let output = curl.arg(format!("https://{name}.test:{}/", self.port)).output();
+        let output = output.expect("curl runs; `apt-get install curl`");
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+    }
+}
+
+impl Drop for Site<'_> {
+    fn drop(&mut self) {
+        let _ = self.edge.kill(); // it may have ended already
+        let _ = self.edge.wait();
+    }
+}
+
+/// The public half of a key that is elsewhere.
+struct Elsewhere {
+    bits: Vec<u8>,
+    algorithm: &'static SignatureAlgorithm,
+}
+
+impl Elsewhere {
+    fn new(spki: &[u8]) -> Self {
+        let key = PKey::public_key_from_der(spki).unwrap();
+        let (_, info) = SubjectPublicKeyInfo::from_der(spki).unwrap();
+        let bits = info.subject_public_key.data.to_vec();
+        let algorithm = match (key.id(), key.bits()) {
+            (Id::RSA, _) => &PKCS_RSA_SHA256,
+            (Id::EC, 256) => &PKCS_ECDSA_P256_SHA256,
+            (Id::EC, _) => &PKCS_ECDSA_P384_SHA384,
+            _ => &PKCS_ED25519,
+        };
+        Self { bits, algorithm }
+    }
+}
+
+impl PublicKeyData for Elsewhere {
+    fn der_bytes(&self) -> &[u8] {
+        &self.bits
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        self.algorithm
+    }
+}
+
+/// Certificates over the keys, by an authority of sites.
+fn certify(files: &Files, openbao: &OpenBao) -> Vec<PathBuf> {
+    let (ca, root): (Issuer<'_, KeyPair>, _) = authority("sites");
+    files.write("sites.pem", root.as_bytes());
+    let issue = |name: &str| {
+        let leaf = CertificateParams::new([format!("{name}.test")]).unwrap();
+        let leaf = leaf.signed_by(&Elsewhere::new(&openbao.public_key(name)), &ca).unwrap();
+        files.write(&format!("{name}.test.pem"), leaf.pem().as_bytes())
+    };
+    KEYS.iter().map(|(name, _)| issue(name)).collect()
+}
+
+#[test]
+fn curl_shakes_hands_with_each_type_of_key_that_the_sandboxed_plugin_signs_with() {
+    let (files, openbao) = (Files::new(), OpenBao::start());
+    let token = openbao.token();
+    let site = Site::start(&files, &openbao, &token);
+    for (name, version, signature) in [
+        ("rsa", "1.3", "rsa_pss_rsae_sha256"),
+        ("rsa", "1.3", "rsa_pss_rsae_sha384"),
+        ("rsa", "1.3", "rsa_pss_rsae_sha512"),
+        ("p256", "1.3", "ecdsa_secp256r1_sha256"),
+        ("p384", "1.3", "ecdsa_secp384r1_sha384"),
+        ("ed25519", "1.3", "ed25519"),
+        ("rsa", "1.2", "RSA+SHA256"),
+        ("rsa", "1.2", "RSA+SHA512"),
+        ("p256", "1.2", "ECDSA+SHA256"),
+    ] {
+        let page = site.visit(name, version, signature);
+        let page = page
+            .unwrap_or_else(|error| panic!("{name} {version} {signature}: {error}\n{}", site.server.log()));
+        assert!(page.contains(&format!("<h1>{name}.test</h1>")), "{page}");
+        assert!(page.contains(&format!("<dd>TLSv{}</dd>", version.replace('.', "_"))), "{page}");
+    }
+    assert!(site.visit("p256", "1.3", "rsa_pss_rsae_sha256").is_err(), "no signature of another key passes");
+    let status = site.server.status();
+    assert_eq!(status["stores"][0]["keys"], KEYS.len());
+    assert!(!site.server.log().contains(&token) && !status.to_string().contains(&token));
+}
+
+#[test]
+fn an_openbao_that_is_killed_and_comes_back_is_served_again() {
+    let (files, mut openbao) = (Files::new(), OpenBao::start());
+    let token = openbao.token();
+    let site = Site::start(&files, &openbao, &token);
+    let visit = || site.visit("p256", "1.3", "ecdsa_secp256r1_sha256");
+    assert!(visit().is_ok(), "{}", site.server.log());
+    openbao.kill();
+    assert!(visit().is_err());
+    let failure = site.server.status()["failures"][0].clone();
+    assert_eq!((&failure["store"], &failure["class"]), (&json!("bao"), &json!("unavailable")), "{failure}");
+    openbao.restart();
+    assert!(visit().is_err(), "it is sealed");
+    openbao.unseal();
+    let end = Instant::now() + PATIENCE;
+    while let Err(error) = visit() {
+        assert!(Instant::now() < end, "never served again: {error}\n{}", site.server.log());
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_token_that_is_refused_is_one_line_and_check_says_it() {
+    let (files, openbao) = (Files::new(), OpenBao::start());
+    openbao.make("p256", "ecdsa-p256");
+    let token = openbao.token();
+    openbao.bao(&["token", "revoke", &token]);
+    let config = files.config(&store(&files, &openbao, &token));
+    let why =
+        "the server says permission denied: it doesn't know the token, which is wrong, revoked or expired";
+
+    let output = keystead("check", &config).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(text.matches(why).count(), 1, "{text}");
+
+    let server = Server::spawn(keystead("run", &config));
+    let line = server.wait_for("the store is down");
+    assert!(line.contains(why) && line.contains("HTTP 403"), "{line}");
+    let last = server.status()["stores"][0]["last_error"].clone();
+    assert_eq!(
+        (&last["class"], &last["vendor"]),
+        (&json!("credentials"), &json!({"name": "HTTP", "code": 403}))
+    );
+    assert_eq!(server.log().matches(why).count(), 1, "{}", server.log());
+
+    // Another token in the file is taken up by a reload.
+    fs::write(files.path("token"), openbao.token()).unwrap();
+    server.reload();
+    server.wait_until_ready();
+    assert_eq!(server.status()["stores"][0]["keys"], 1, "{}", server.log());
+    assert!(!server.log().contains(&token) && !text.contains(&token));
+}
