@@ -100,3 +100,72 @@ fn name(engine: &Engine, content: &[u8]) -> PathBuf {
     let hex: String = content.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{hex}-{:016x}.cwasm", hasher.finish()).into()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A component with nothing in it.
+    const EMPTY: &[u8] = b"\0asm\x0d\0\x01\0";
+
+    fn files(directory: &Path) -> Vec<PathBuf> {
+        fs::read_dir(directory).into_iter().flatten().map(|entry| entry.unwrap().path()).collect()
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn what_was_compiled_is_kept_for_this_user_alone_and_taken_again() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = place.path().join("a/components");
+        let engine = Engine::default();
+        component(&engine, Some(&directory), EMPTY).unwrap();
+        assert_eq!(fs::metadata(&directory).unwrap().mode() & 0o777, 0o700);
+        let [file] = &files(&directory)[..] else { panic!("one file") };
+        assert_eq!(fs::metadata(file).unwrap().mode() & 0o777, 0o600);
+        let made = fs::metadata(file).unwrap().ino();
+        component(&engine, Some(&directory), EMPTY).unwrap();
+        assert_eq!(fs::metadata(file).unwrap().ino(), made, "it was taken, not made again");
+    }
+
+    #[test]
+    fn what_others_can_write_to_or_is_damaged_is_not_taken() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = place.path().join("components");
+        let engine = Engine::default();
+        component(&engine, Some(&directory), EMPTY).unwrap();
+        let [file] = &files(&directory)[..] else { panic!("one file") };
+        assert!(take(&engine, file).is_some());
+        set_mode(file, 0o620);
+        assert!(take(&engine, file).is_none(), "its group can write to it");
+        set_mode(file, 0o600);
+        fs::write(file, b"no code").unwrap();
+        assert!(take(&engine, file).is_none());
+        component(&engine, Some(&directory), EMPTY).unwrap();
+        assert!(take(&engine, file).is_some(), "it was compiled again");
+        set_mode(&directory, 0o770);
+        assert!(own(&directory).unwrap_err().contains("alone (mode 0700)"));
+        fs::remove_file(file).unwrap();
+        component(&engine, Some(&directory), EMPTY).unwrap();
+        assert_eq!(files(&directory), [PathBuf::new(); 0], "nothing is kept where others can write");
+    }
+
+    #[test]
+    fn code_of_another_engine_or_content_has_another_name() {
+        let other = Engine::new(wasmtime::Config::new().epoch_interruption(true)).unwrap();
+        let engine = Engine::default();
+        assert_ne!(name(&engine, EMPTY), name(&other, EMPTY));
+        assert_ne!(name(&engine, EMPTY), name(&engine, b"other"));
+        assert_eq!(name(&engine, EMPTY), name(&Engine::default(), EMPTY));
+    }
+
+    #[test]
+    fn what_is_no_component_is_refused_in_one_line() {
+        let refused = component(&Engine::default(), None, b"\0asm\x0d\0\x01\0\xff\xff").err().unwrap();
+        assert!(refused.starts_with("it can't be compiled: ") && !refused.contains('\n'), "{refused}");
+    }
+}

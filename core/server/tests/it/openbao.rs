@@ -231,3 +231,42 @@ fn a_token_that_is_refused_is_one_line_and_check_says_it() {
     assert_eq!(server.status()["stores"][0]["keys"], 1, "{}", server.log());
     assert!(!server.log().contains(&token) && !text.contains(&token));
 }
+
+#[test]
+fn one_call_from_the_command_line_shows_what_the_plugin_asks_for_and_gets() {
+    let (files, openbao) = (Files::new(), OpenBao::start());
+    openbao.make("p256", "ecdsa-p256");
+    let token = openbao.token();
+    let config = files.config(&store(&files, &openbao, &token));
+    let plugin = PLUGINS.path().join("openbao-transit.wasm");
+    let call = |what: &[&str], config: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keystead"));
+        command.args(["plugin", "call"]).arg(&plugin).args(what).arg("--config").arg(config);
+        let output = command.output().unwrap();
+        let (text, log) =
+            (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        assert!(!text.contains(&token) && !log.contains(&token), "{text}{log}");
+        (output.status.code(), text, log)
+    };
+    let (code, text, log) = call(&["keys"], &config);
+    assert_eq!(code, Some(0), "{log}");
+    assert!(text.contains("p256 version 1") && text.contains("ecdsa-sha256"), "{text}");
+    let reading =
+        format!("granted store=\"bao\" method=\"GET\" url=\"{}/v1/transit/keys/p256\"", openbao.url());
+    assert!(log.contains(&reading) && log.contains("status=200"), "{log}");
+
+    let (code, text, log) = call(&["sign", "--key", "p256 version 1"], &config);
+    assert_eq!(code, Some(0), "{log}");
+    assert!(text.starts_with("`p256 version 1` signed by ecdsa-sha256: "), "{text}");
+    assert!(text.contains("and they verify") && log.contains("/v1/transit/sign/p256"), "{text}{log}");
+    assert!(call(&["health"], &config).1.starts_with("well, generation "));
+
+    let ungranted = store(&files, &openbao, &token).replace("[GET, POST]", "[GET]");
+    let (code, _, log) = call(&["sign"], &files.config(&ungranted));
+    assert_eq!(code, Some(1));
+    assert!(log.contains("denied store=\"bao\" method=\"POST\"") && log.contains("methods: [POST]"), "{log}");
+    assert!(log.contains("keystead: error: denied: POST https://127.0.0.1:"), "{log}");
+    let nowhere = files.config("private_key_stores: []\n");
+    let (code, _, log) = call(&["keys"], &nowhere);
+    assert_eq!((code, log.contains("has no store with `plugin: openbao-transit`")), (Some(1), true), "{log}");
+}

@@ -150,7 +150,8 @@ fn what_cannot_sign_is_passed_over_and_what_is_named_and_not_there_is_said() {
     let session = named.open().unwrap();
     let listing = session.listing().unwrap();
     assert_eq!(labels(&listing), ["www version 1"]);
-    let missing = "error wwww: reading the key `wwww`: the server says that there is no such thing (HTTP 404)";
+    let missing =
+        "error wwww: reading the key `wwww`: the server says that there is no such thing (HTTP 404)";
     assert_eq!(findings(&listing), [missing]);
     assert!(listing.findings[0].hint.contains("bao write -f"), "{}", listing.findings[0].hint);
     let not_named = sign(&session, &all, "other version 1").unwrap_err();
