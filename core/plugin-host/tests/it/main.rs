@@ -4,6 +4,7 @@
 mod calls;
 mod closing;
 mod deadly;
+mod errands;
 mod gate;
 mod listing;
 mod loading;

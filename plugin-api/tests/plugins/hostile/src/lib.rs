@@ -6,6 +6,7 @@
 //! ```
 
 mod deed;
+mod errands;
 mod key;
 
 use std::{
@@ -57,6 +58,8 @@ struct Config {
     notes: Vec<(String, String)>,
     /// What each look after its health does.
     health: Deed,
+    /// Whether a look after its health has the host do all that it does for plugins, and logs what came of it.
+    errands: bool,
     /// What closing does beside.
     close: Deed,
     /// A token to log in to when opening.
@@ -76,6 +79,7 @@ impl Default for Config {
             finding: false,
             notes: Vec::new(),
             health: Deed::Behave,
+            errands: false,
             close: Deed::Behave,
             login: None,
             advice: None,
@@ -195,8 +199,11 @@ impl Backend for Hostile {
         }
     }
 
-    fn health(&self, _call: &Call<'_>) -> Result<Health, Error> {
+    fn health(&self, call: &Call<'_>) -> Result<Health, Error> {
         self.config.health.run()?;
+        if self.config.errands {
+            errands::run(self.host, call)?;
+        }
         if matches!(self.config.health, Deed::ChangeKeys) {
             self.generation.fetch_add(1, Ordering::Relaxed);
             self.host.keys_changed();
