@@ -71,6 +71,9 @@ pub struct Pkcs11 {
     told: Mutex<Vec<String>>,
 }
 
+/// Bytes of the order of P-256, by far the fastest of the curves.
+const P256_BYTES: usize = 32;
+
 /// A key that the store has listed.
 struct Key {
     id: KeyId,
@@ -429,7 +432,19 @@ impl Key {
             spki: self.spki.clone(),
             label: self.label.clone(),
             algorithms: self.algorithms.clone(),
-            call_class: CallClass::Blocking,
+            call_class: self.call_class(),
+        }
+    }
+
+    fn call_class(&self) -> CallClass {
+        let token = &self.entry.token;
+        match &self.kind {
+            // A login takes longer than the signature.
+            _ if self.authenticates || !token.profile().is_quick(token.module().path()) => {
+                CallClass::Blocking
+            }
+            KeyKind::Ed25519 | KeyKind::Ec { order: P256_BYTES } => CallClass::Inline,
+            _ => CallClass::Blocking,
         }
     }
 }

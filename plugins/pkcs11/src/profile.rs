@@ -23,6 +23,8 @@ pub(crate) struct Profile {
     signs: &'static [&'static str],
     /// How many calls at once get the most out of it.
     pub(crate) parallel: Parallel,
+    /// Whether the library itself signs in less than 100 µs, and waits for nothing.
+    quick: bool,
     /// How long its calls may hang before they will not come back.
     pub(crate) stuck_after: Duration,
     /// Whether an object's handle is good in the session only that found it.
@@ -81,6 +83,7 @@ pub(crate) static GENERIC: Profile = Profile {
     files: &[],
     signs: &[],
     parallel: Parallel::Calls(16),
+    quick: false,
     stuck_after: seconds(60),
     handles_per_session: false,
     user_in_pin: false,
@@ -150,6 +153,7 @@ static KNOWN: [Profile; 13] = [
         files: &["libsofthsm"],
         signs: &["softhsm"],
         parallel: Parallel::Processors,
+        quick: true,
         ..GENERIC
     },
     Profile {
@@ -216,16 +220,27 @@ static KNOWN: [Profile; 13] = [
 impl Profile {
     /// The profile of a module: by its file's name, then by what its library says of itself.
     pub(crate) fn of(file: &Path, library: Option<&Info>) -> &'static Self {
-        let file = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         let said = library.map(|library| {
             [library.manufacturer_id(), library.library_description()].join(" ").to_lowercase()
         });
-        let by_file = || KNOWN.iter().find(|profile| profile.files.iter().any(|name| file.starts_with(name)));
+        let by_file = || KNOWN.iter().find(|profile| profile.names(file));
         let by_word = || {
             let said = said.as_deref()?;
             KNOWN.iter().find(|profile| profile.signs.iter().any(|sign| said.contains(sign)))
         };
         by_file().or_else(by_word).unwrap_or(&GENERIC)
+    }
+
+    /// Whether a file's name is one of its library's.
+    fn names(&self, file: &Path) -> bool {
+        let file = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        self.files.iter().any(|name| file.starts_with(name))
+    }
+
+    /// Whether signatures with keys on short curves are a matter of microseconds in a module. What only passes the
+    /// library's words on may have it at the other end of a network.
+    pub(crate) fn is_quick(&self, file: &Path) -> bool {
+        self.quick && self.names(file)
     }
 
     /// Every profile.
@@ -346,6 +361,14 @@ mod tests {
             assert_eq!(Profile::named(name).unwrap().name, name);
         }
         assert!(Profile::named("nobody").is_none());
+    }
+
+    #[test]
+    fn only_a_library_that_computes_here_is_quick_not_what_speaks_for_it() {
+        let softhsm = Profile::named("softhsm").unwrap();
+        assert!(softhsm.is_quick(Path::new("/usr/lib/softhsm/libsofthsm2.so")));
+        assert!(!softhsm.is_quick(Path::new("/usr/lib/pkcs11/p11-kit-client.so")));
+        assert!(!Profile::named("luna").unwrap().is_quick(Path::new("/opt/libCryptoki2_64.so")));
     }
 
     #[test]

@@ -47,11 +47,12 @@ fn faults_of_a_module_in_a_process_are_over_soon_after_their_cure() {
     survives("process");
 }
 
-fn comes_back(isolation: &str) {
+/// A token that loses its directory while a key of a kind signs. The server has 32 lanes for it.
+fn comes_back(isolation: &str, (label, kind): (&str, &str)) {
     let files = Files::new();
     let token = Token::new(&files);
-    let ski = Ski::from_spki(&token.generate("p256", "EC:prime256v1")).unwrap();
-    let server = many_lanes(&files, &token, isolation);
+    let ski = Ski::from_spki(&token.generate(label, kind)).unwrap();
+    let server = many_lanes(&files, &token, label, isolation);
     let load = Load::new(&files, &server, ski, (4, 32));
     for _ in 0..2 {
         load.wait_until_served(Instant::now());
@@ -68,22 +69,35 @@ fn comes_back(isolation: &str) {
     }
 }
 
-/// A server with the token in a store of 32 lanes.
-fn many_lanes(files: &Files, token: &Token<'_>, isolation: &str) -> Server {
+fn many_lanes(files: &Files, token: &Token<'_>, label: &str, isolation: &str) -> Server {
     let env = format!("env: {{SOFTHSM2_CONF: {}}}", files.path("softhsm2.conf").display());
     let place = if isolation == "inline" { "isolation: inline" } else { &env };
-    let store = token.store(["p256"]).replace(&env, &format!("{place}, limits: {{lanes: 32, deadline: 1s}}"));
+    let store = token.store([label]).replace(&env, &format!("{place}, limits: {{lanes: 32, deadline: 1s}}"));
     let server = token.serve(&format!("private_key_stores:\n{store}"));
     server.wait_until_ready();
     server
 }
 
+/// A key whose signatures take lanes, and one whose signatures are made on the spot.
+const ON_LANES: (&str, &str) = ("p384", "EC:secp384r1");
+const ON_THE_SPOT: (&str, &str) = ("p256", "EC:prime256v1");
+
 #[test]
 fn a_token_that_goes_and_comes_back_under_load_on_many_lanes_is_served() {
-    comes_back("inline");
+    comes_back("inline", ON_LANES);
 }
 
 #[test]
 fn a_token_that_goes_and_comes_back_under_load_on_many_lanes_in_a_process_is_served() {
-    comes_back("process");
+    comes_back("process", ON_LANES);
+}
+
+#[test]
+fn a_token_that_goes_and_comes_back_while_it_signs_on_the_spot_is_served() {
+    comes_back("inline", ON_THE_SPOT);
+}
+
+#[test]
+fn a_token_that_goes_and_comes_back_while_it_signs_on_the_spot_in_a_process_is_served() {
+    comes_back("process", ON_THE_SPOT);
 }

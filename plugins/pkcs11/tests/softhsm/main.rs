@@ -20,7 +20,7 @@ use cryptoki::{
     object::{Attribute, ObjectClass},
 };
 use keystead_plugin_api::{
-    Algorithm, Code, Severity,
+    Algorithm, CallClass, Code, Severity,
     algorithm::{Family, Operation},
     conformance::{self, Request, Subject},
 };
@@ -31,6 +31,29 @@ use openssl::{
     x509::{X509, X509Name},
 };
 use serde_json::json;
+
+on_softhsm!(only_what_takes_microseconds_signs_on_the_spot, |bench| {
+    bench.token("keys");
+    let types = [
+        ("EC:prime256v1", "p256"),
+        ("EC:edwards25519", "ed25519"),
+        ("EC:secp384r1", "p384"),
+        ("rsa:2048", "rsa"),
+    ];
+    for (number, (key_type, label)) in types.iter().enumerate() {
+        bench.generate("keys", key_type, label, &format!("0{number}"));
+    }
+    let on_the_spot = |subject: &Subject| -> Vec<String> {
+        let keys = subject.open().unwrap().listing().unwrap().keys.into_iter();
+        keys.filter(|key| key.call_class == CallClass::Inline).map(|key| key.label).collect()
+    };
+    assert_eq!(
+        on_the_spot(&store(&types.map(|(_, label)| uri("keys", &format!("object={label}"))))),
+        ["p256", "ed25519"]
+    );
+    let spied = store(&[uri_at(&spy(), "keys", "object=p256", PIN)]);
+    assert_eq!(on_the_spot(&spied), [""; 0], "what speaks for the library may be far away");
+});
 
 on_softhsm!(passes_the_conformance_suite, |bench| {
     let types = [
