@@ -1,6 +1,7 @@
 //! Whether all lanes of a store are busy all the time: a module whose signatures take 5 ms makes 200 a second on each.
 //!
-//! Four times as many requests as lanes are in flight, over the wire. Fails where fewer signatures come of it than 95 %
+//! Four times as many requests as lanes are in flight, over the wire. Beside it is what a program comes to, in the same
+//! run, that does nothing but sign in as many sessions: how far the machine itself is from what is possible. Fails where fewer signatures come of it than 95 %
 //! of what the lanes could make. `--seconds N` sets how long each measurement takes; other than by `cargo bench`, or with
 //! `--test`, each takes a moment only, and none is judged.
 
@@ -23,12 +24,20 @@ mod token;
 #[expect(dead_code, reason = "the tests use more of it")]
 mod world;
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    path::Path,
+    process::{Command, ExitCode},
+    time::Duration,
+};
 
 use keystead_protocol::Opcode;
 
 use closed_loop::{Load, is_measured, load, time};
-use misbehaving::Misbehaving;
+use misbehaving::{
+    Misbehaving,
+    control::{VARIABLE, compile_program, module},
+};
+use token::PIN;
 use world::Files;
 
 /// From the beginning to the end of a signature, however long a thread takes to wake.
@@ -50,17 +59,21 @@ fn main() -> ExitCode {
     let token = Misbehaving::new(&files);
     token.control.latency("C_Sign", LATENCY);
     println!(
-        "{:10} {:>6} {:>10} {:>10} {:>7} {:>9} {:>9} {:>14}",
-        "place", "lanes", "ops/s", "possible", "ratio", "p50 µs", "p99 µs", "server µs/op"
+        "{:10} {:>6} {:>10} {:>10} {:>7} {:>7} {:>9} {:>9} {:>14}",
+        "place", "lanes", "ops/s", "possible", "ratio", "bare", "p50 µs", "p99 µs", "server µs/op"
     );
+    let program = files.path("bare");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/closed_loop/bare.c");
+    compile_program(&source, &program);
     let mut worst = f64::INFINITY;
     for isolation in ["inline", "process"] {
         for lanes in LANES {
             let possible = lanes as f64 / LATENCY.as_secs_f64();
             let load = usual_load(&files, &token, (isolation, lanes), time, rounds);
             let ratio = load.rate / possible;
+            let bare = bare(&files, &program, lanes, time) / possible;
             println!(
-                "{isolation:10} {lanes:>6} {:>10.0} {possible:>10.0} {ratio:>7.3} {:>9.0} {:>9.0} {:>14.1}",
+                "{isolation:10} {lanes:>6} {:>10.0} {possible:>10.0} {ratio:>7.3} {bare:>7.3} {:>9.0} {:>9.0} {:>14.1}",
                 load.rate,
                 load.percentile(50),
                 load.percentile(99),
@@ -72,6 +85,18 @@ fn main() -> ExitCode {
     let is_enough = worst >= ENOUGH || !is_measured();
     println!("the least ratio is {worst:.3}; {ENOUGH} is enough");
     ExitCode::from(u8::from(!is_enough))
+}
+
+/// Signatures a second of a program that does nothing else.
+fn bare(files: &Files, program: &Path, sessions: usize, time: Duration) -> f64 {
+    let mut command = Command::new(program);
+    command.arg(module()).args(["p256", PIN, &sessions.to_string(), &time.as_millis().to_string()]);
+    command.env("SOFTHSM2_CONF", files.path("softhsm2.conf")).env(VARIABLE, files.path("control"));
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let made = said.split_whitespace().next();
+    let made: f64 = made.unwrap_or_else(|| panic!("{}: {said}", output.status)).parse().unwrap();
+    made / time.as_secs_f64()
 }
 
 /// The load whose rate is in the middle.
