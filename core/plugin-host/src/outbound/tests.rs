@@ -9,7 +9,11 @@ use std::{
 
 use keystead_plugin_api::http::Value;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{
+    RootCertStore,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    server::WebPkiClientVerifier,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -283,17 +287,29 @@ async fn requests_that_cannot_be_sent_are_refused() {
     assert!(fake.seen.lock().unwrap().is_empty());
 }
 
-/// A directory with a self-signed certificate of `kms.example`, and a server that shows it.
+/// A directory with a self-signed certificate of `kms.example` and its key, and a server that shows it.
 async fn with_tls() -> (tempfile::TempDir, Fake) {
+    with_tls_for(false).await
+}
+
+/// Likewise; where `known_only`, for clients that show the same certificate.
+async fn with_tls_for(known_only: bool) -> (tempfile::TempDir, Fake) {
     let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["kms.example".to_owned()]).unwrap();
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("ca.pem"), cert.pem()).unwrap();
+    std::fs::write(directory.path().join("key.pem"), signing_key.serialize_pem()).unwrap();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(signing_key.serialize_der()));
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut roots = RootCertStore::empty();
+    roots.add(cert.der().clone()).unwrap();
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
-        .with_no_client_auth()
+        .with_client_cert_verifier(match known_only {
+            true => clients.build().unwrap(),
+            false => WebPkiClientVerifier::no_client_auth(),
+        })
         .with_single_cert(vec![cert.der().clone()], key)
         .unwrap();
     let fake = Fake::start_with(OK.into(), Some(TlsAcceptor::from(Arc::new(config)))).await;
@@ -318,6 +334,20 @@ async fn tls_is_verified_by_the_grants_authority_which_is_read_anew() {
     let unknown = Outbound::new("kms", vec![Grant { addresses, ..grant(&url) }], &resolve);
     let error = fetch(&unknown, get(&url)).await.unwrap_err();
     assert!(error.message.contains("certificate"), "{error}");
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_where_the_grant_has_one() {
+    let (directory, fake) = with_tls_for(true).await;
+    let url = format!("https://kms.example:{}", fake.port);
+    let (resolve, _) = resolver(&["127.0.0.1"]);
+    let (ca, key) = (directory.path().join("ca.pem"), directory.path().join("key.pem"));
+    let stranger =
+        Grant { addresses: vec!["127.0.0.1".parse().unwrap()], ca: Some(ca.clone()), ..grant(&url) };
+    let known = Grant { client: Some(ClientCertificate { certificate: ca, key }), ..stranger.clone() };
+    let answer = async |grant| fetch(&Outbound::new("kms", vec![grant], &resolve), get(&url)).await;
+    assert_eq!(answer(known).await.unwrap().status, 200);
+    assert_eq!(answer(stranger).await.unwrap_err().code, Code::Unavailable);
 }
 
 /// A proxy that makes one tunnel after the other, to wherever it is told; answers what it was told.
