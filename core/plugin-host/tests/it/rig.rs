@@ -45,6 +45,11 @@ impl Rig {
 
     pub(crate) fn with(change: impl FnOnce(&mut Settings)) -> Self {
         LazyLock::force(&LOG);
+        Self::silent(change)
+    }
+
+    /// A host of which nothing is logged.
+    pub(crate) fn silent(change: impl FnOnce(&mut Settings)) -> Self {
         let directory = PluginDir::with(&[HOSTILE]);
         let mut settings =
             Settings { path: vec![directory.path().to_owned()], inline_calls: 2, ..Settings::default() };

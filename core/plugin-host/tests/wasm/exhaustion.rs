@@ -34,6 +34,13 @@ async fn a_loop_without_end_is_ended_at_its_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_computes_for_more_than_a_second_is_ended_however_much_time_there_is() {
+    let failure = Scene::new().await.comes_of("computes", json!("spin")).await;
+    let told = "the plugin was ended: it computed for more than 1s";
+    assert_eq!((failure.class, failure.message.as_str()), (Class::Internal, told));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whoever_sleeps_for_an_hour_is_woken_at_its_deadline() {
     let doer = Scene::new().await.doer("sleeper", json!({"sleep": 3600}), |_| ()).await;
     let began = Instant::now();

@@ -17,7 +17,7 @@ use wit_parser::Resolve;
 
 use crate::{
     rig::{PATIENCE, Rig, key, opened},
-    scene::{Vault, compiled, hex},
+    scene::{Vault, hex, kept},
 };
 
 /// What Debian's packages clang, lld, wasi-libc and libclang-rt-14-dev-wasm32 compile a guest with.
@@ -56,7 +56,7 @@ fn bindings(directory: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_in_c_lists_and_signs() {
-    let rig = Rig::with(|settings| settings.cache = Some(compiled()));
+    let rig = Rig::with(kept);
     build(rig.directory.path());
     let pair = PKey::generate_ed25519().unwrap();
     let private = pair.private_key_to_pem_pkcs8().unwrap();
@@ -85,7 +85,7 @@ async fn a_guest_in_c_lists_and_signs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_guest_in_c_refuses_is_told() {
-    let rig = Rig::with(|settings| settings.cache = Some(compiled()));
+    let rig = Rig::with(kept);
     build(rig.directory.path());
     let keys = json!({"keys": [{"name": "www", "spki": "no digits"}]});
     let store = rig.store_with("guest-refuses", keys, |spec| spec.plugin = "guest".to_owned());

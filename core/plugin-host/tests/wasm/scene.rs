@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -12,7 +12,7 @@ use aws_lc_rs::{
     encoding::{AsDer, PublicKeyX509Der},
     signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair},
 };
-use keystead_plugin_host::{Failure, Limits, Listing, Secrets, Store, StoreSpec, testing};
+use keystead_plugin_host::{Failure, Limits, Listing, Secrets, Settings, Store, StoreSpec, testing};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
@@ -25,9 +25,9 @@ use crate::{
 /// The plugin's name here.
 pub(crate) const PRISONER: &str = "prisoner";
 
-/// Where compiled components are kept.
-pub(crate) fn compiled() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join("components")
+/// Has compiled components kept.
+pub(crate) fn kept(settings: &mut Settings) {
+    settings.cache = Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("components"));
 }
 
 /// A key whose signature of the one digest was made before: a guest needs no private half.
@@ -82,10 +82,13 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// Compiled once for all tests, and all processes.
     pub(crate) async fn new() -> Self {
+        Self::of(Rig::with(kept)).await
+    }
+
+    /// Of a host that is [`kept`]: the component is compiled once for all tests, and all processes.
+    pub(crate) async fn of(rig: Rig) -> Self {
         static COMPILED: OnceCell<()> = OnceCell::const_new();
-        let rig = Rig::with(|settings| settings.cache = Some(compiled()));
         testing::install_component(rig.directory.path(), "keystead-plugin-hostile-wasm", PRISONER);
         let scene = Self { rig };
         let compile = async || scene.store("compiles", json!({}), |_| ()).open().await.unwrap();

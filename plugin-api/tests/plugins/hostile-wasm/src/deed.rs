@@ -67,6 +67,8 @@ pub(crate) enum Deed {
     SignWith(String),
     /// Sends a request.
     Fetch(Errand),
+    /// Sends a request, and does what it should once it has been answered.
+    Through(Errand),
     /// Sends a request, and another to where the answer leads.
     Follow(Errand),
     /// Sends a request with so many headers of so many bytes, all of them the same ones.
@@ -98,6 +100,7 @@ impl Deed {
             Self::Secret(name) => Err(learned(credential::value(name))),
             Self::SignWith(name) => Err(learned(credential::sign(name, ECDSA_SHA256, b"message"))),
             Self::Fetch(errand) => Err(traffic::fetch(errand)),
+            Self::Through(errand) => traffic::through(errand).map(|()| None),
             Self::Follow(errand) => Err(traffic::follow(errand)),
             Self::Swell(errand, count, len) => Err(traffic::swell(errand, *count, *len)),
             Self::Multiply(errand, times) => Err(traffic::multiply(errand, *times)),

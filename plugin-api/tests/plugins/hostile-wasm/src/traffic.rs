@@ -54,6 +54,11 @@ pub(crate) fn fetch(errand: &Errand) -> Error {
     send(&errand.request())
 }
 
+/// As a plugin does whose keys are with the service.
+pub(crate) fn through(errand: &Errand) -> Result<(), Error> {
+    http::fetch(&errand.request()).map(drop)
+}
+
 /// As a client that follows redirects.
 pub(crate) fn follow(errand: &Errand) -> Error {
     let mut request = errand.request();
