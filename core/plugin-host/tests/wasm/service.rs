@@ -3,7 +3,11 @@
 use std::{
     convert::Infallible,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        mpsc::{self, Sender},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -17,7 +21,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use keystead_plugin_host::{Grant, StoreSpec};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::oneshot};
 
 /// How long `/slow` takes to answer.
 pub(crate) const SLOW: Duration = Duration::from_millis(20);
@@ -29,13 +33,31 @@ type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 pub(crate) struct Service {
     address: SocketAddr,
     heard: Arc<Mutex<Vec<String>>>,
+    alarms: Sender<Alarm>,
+}
+
+/// When it is due, and who waits for that.
+type Alarm = (Instant, oneshot::Sender<()>);
+
+/// Takes alarms in the order in which they are due, and is on time: the runtime's timer may be a millisecond late.
+fn alarms() -> Sender<Alarm> {
+    let (sender, alarms) = mpsc::channel::<Alarm>();
+    let ring = move || {
+        for (due, waiting) in alarms {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            let _ = waiting.send(());
+        }
+    };
+    thread::spawn(ring);
+    sender
 }
 
 impl Service {
     /// Starts it, on a port of its own.
     pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let service = Self { address: listener.local_addr().unwrap(), heard: Arc::default() };
+        let service =
+            Self { address: listener.local_addr().unwrap(), heard: Arc::default(), alarms: alarms() };
         tokio::spawn(service.clone().serve(listener));
         service
     }
@@ -90,7 +112,9 @@ impl Service {
             "/huge" => Response::new(Full::new(vec![b'x'; 5 << 20].into()).boxed_unsync()),
             "/endless" => Response::new(Endless.boxed_unsync()),
             "/slow" => {
-                tokio::time::sleep_until((arrived + SLOW).into()).await;
+                let (due, is_due) = oneshot::channel();
+                let _ = self.alarms.send((arrived + SLOW, due));
+                let _ = is_due.await;
                 text("slow")
             }
             path => path.strip_prefix("/to/").map_or_else(|| text("hello"), redirect),
