@@ -19,6 +19,10 @@ const SUITES: [(&str, &str); 2] = [
     ("keystead-plugin-host-fuzz", "core/plugin-host/fuzz"),
 ];
 
+/// The packages that are built as components, and what they are made with.
+const COMPONENTS: [&str; 3] =
+    ["keystead-plugin-api", "keystead-plugin-openbao-transit", "keystead-plugin-hostile-wasm"];
+
 /// The steps, cheapest refusal first.
 const STEPS: &[Step] = &[
     Step::new("format", "cargo fmt --check", format),
@@ -112,12 +116,13 @@ fn format() -> Result<()> {
         .map_err(|failure| failure.hint("`cargo fmt --all` puts it right"))
 }
 
-/// The whole workspace; and what only a component is made of.
+/// The whole workspace; and what only components are made of.
 fn clippy() -> Result<()> {
     run_command(of_workspace("clippy").args(["--all-targets", "--", "--deny", "warnings"]))?;
-    let mut kit = cargo();
-    kit.args(["clippy", "--locked", "--package", "keystead-plugin-api", "--target", system::WASM_TARGET]);
-    run_command(kit.args(["--", "--deny", "warnings"]))
+    let mut components = cargo();
+    components.args(["clippy", "--locked", "--target", system::WASM_TARGET]);
+    components.args(COMPONENTS.iter().flat_map(|package| ["--package", package]));
+    run_command(components.args(["--", "--deny", "warnings"]))
 }
 
 fn documents() -> Result<()> {
