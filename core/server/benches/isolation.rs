@@ -37,8 +37,8 @@ use misbehaving::control::compile_program;
 use token::{MODULE, PIN, Token};
 use world::{Files, Server, skis};
 
-/// Connections, and requests in flight on each: sixteen in two ways, and one after the other.
-const LOADS: [(usize, usize); 3] = [(1, 16), (4, 4), (1, 1)];
+/// Connections, and requests in flight on each: many, sixteen in two ways, and one after the other.
+const LOADS: [(usize, usize); 4] = [(1, 64), (1, 16), (4, 4), (1, 1)];
 
 /// How often those that are compared take turns.
 const ROUNDS: usize = 4;

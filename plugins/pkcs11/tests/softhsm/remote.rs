@@ -65,7 +65,7 @@ on_softhsm!(a_token_behind_a_socket_passes_the_conformance_suite, |bench| {
     conformance::run(&in_process(&uris));
 });
 
-on_softhsm!(a_token_whose_other_end_is_killed_and_restarted_under_load_serves_again, |bench| {
+on_softhsm!(a_token_whose_other_end_is_killed_and_restarted_serves_again, |bench| {
     bench.token("keys");
     bench.generate("keys", "EC:prime256v1", "p256", "01");
     let server = Server::start(bench);
