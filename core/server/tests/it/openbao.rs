@@ -176,6 +176,11 @@ fn curl_shakes_hands_with_each_type_of_key_that_the_sandboxed_plugin_signs_with(
     let status = site.server.status();
     assert_eq!(status["stores"][0]["keys"], KEYS.len());
     assert!(!site.server.log().contains(&token) && !status.to_string().contains(&token));
+
+    // Another token in the file is used from the next request on, without a reload.
+    fs::write(files.path("token"), openbao.token()).unwrap();
+    openbao.bao(&["token", "revoke", &token]);
+    site.visit("p256", "1.3", "ecdsa_secp256r1_sha256").unwrap();
 }
 
 #[test]
