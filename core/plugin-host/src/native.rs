@@ -340,35 +340,43 @@ unsafe fn take(page: &KeyPage, listing: &mut RawListing) -> Result<(), Error> {
     }
     // SAFETY: the caller promises a valid page; its arrays have the lengths it states.
     unsafe {
-        for entry in Elements::new(page.keys, page.keys_len, |entry: &KeyEntry| entry.size)? {
+        for entry in Elements::new(page.keys, page.keys_len, |entry: &KeyEntry| entry.size).map_err(lists)? {
             listing.keys.push(raw_key(entry));
         }
-        for entry in Elements::new(page.findings, page.findings_len, |entry: &FindingEntry| entry.size)? {
+        for entry in Elements::new(page.findings, page.findings_len, |entry: &FindingEntry| entry.size)
+            .map_err(lists)?
+        {
             listing.findings.push(finding(entry));
         }
     }
     Ok(())
 }
 
+fn lists(stride: usize) -> Error {
+    broken(format!("the plugin lists entries of {stride} bytes"))
+}
+
 /// An array of structs that is walked by the size its first element states.
-struct Elements<T> {
+pub(crate) struct Elements<T> {
     next: *const T,
     left: usize,
     stride: usize,
 }
 
 impl<T> Elements<T> {
+    /// Fails with the stride, where structs can't stand so close.
+    ///
     /// # Safety
     ///
     /// `first` points to `len` structs, each at least as large as the first one's `size` says.
-    unsafe fn new(first: *const T, len: usize, size: fn(&T) -> u32) -> Result<Self, Error> {
+    pub(crate) unsafe fn new(first: *const T, len: usize, size: fn(&T) -> u32) -> Result<Self, usize> {
         if len == 0 || first.is_null() {
             return Ok(Self { next: first, left: 0, stride: 0 });
         }
         // SAFETY: promised by the caller, as there is an element.
         let stride = size(unsafe { &*first }) as usize;
         if stride < size_of::<T>() || !stride.is_multiple_of(align_of::<T>()) {
-            return Err(broken(format!("the plugin lists entries of {stride} bytes")));
+            return Err(stride);
         }
         Ok(Self { next: first, left: len, stride })
     }

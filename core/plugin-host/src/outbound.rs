@@ -125,7 +125,7 @@ impl Outbound {
     fn granted(&self, origin: &Origin, request: &Request) -> Result<&Service, Error> {
         let Request { method, .. } = request;
         let named = secrets_of(request);
-        let mut at = self.services.iter().filter(|service| service.grant.origin == *origin).peekable();
+        let mut at = self.services.iter().filter(|service| service.grant.origin == *origin);
         let method_granted = |service: &&Service| service.grant.methods.contains(method);
         let Some(service) = at.find(method_granted) else {
             return Err(self.denied(&format!("{method} {origin}"), origin, method, &named));

@@ -30,6 +30,9 @@ use crate::{
     services::Secrets,
 };
 
+/// The longest time that anything is done for a plugin.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
 /// What a plugin asks for, wherever it runs.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Ask {

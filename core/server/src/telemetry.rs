@@ -1,11 +1,15 @@
 //! The log: lines on standard error, for people or as JSON; its level can be changed while the server runs.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Stderr};
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{
     Registry,
     filter::{LevelFilter as Filter, Targets},
+    fmt::{
+        self,
+        format::{DefaultFields, Format},
+    },
     layer::SubscriberExt,
     reload,
     util::SubscriberInitExt,
@@ -20,14 +24,11 @@ pub struct Verbosity(reload::Handle<Filter, Registry>);
 /// Starts logging, once per process.
 pub fn start(log: Log) -> Verbosity {
     let (filter, handle) = reload::Layer::new(filter(log.level));
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
     let registry = tracing_subscriber::registry().with(filter);
     // Fails only where the process logs already.
     let _ = match log.format {
-        LogFormat::Text => registry.with(lines).try_init(),
-        LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
+        LogFormat::Text => registry.with(lines()).try_init(),
+        LogFormat::Json => registry.with(lines().json().flatten_event(true)).try_init(),
     };
     Verbosity(handle)
 }
@@ -38,10 +39,13 @@ pub fn start_for_plugins() {
         .with_target("keystead::plugin", LevelFilter::TRACE)
         .with_target("keystead::http", LevelFilter::DEBUG)
         .with_default(LevelFilter::ERROR);
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
-    let _ = tracing_subscriber::registry().with(said).with(lines).try_init(); // as above
+    let _ = tracing_subscriber::registry().with(said).with(lines()).try_init(); // as above
+}
+
+/// Lines on standard error, coloured for a terminal unless `NO_COLOR` says otherwise.
+fn lines<S>() -> fmt::Layer<S, DefaultFields, Format, fn() -> Stderr> {
+    let coloured = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    fmt::Layer::default().with_writer(std::io::stderr as fn() -> Stderr).with_ansi(coloured)
 }
 
 impl Verbosity {

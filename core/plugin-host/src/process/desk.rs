@@ -12,13 +12,14 @@ use super::{
     lock,
     wire::{Message, Told},
 };
-use crate::{quota::Quota, reach::Ask, services::HostSide};
+use crate::{
+    quota::Quota,
+    reach::{Ask, PATIENCE},
+    services::HostSide,
+};
 
 /// The longest name of a secret that is looked for, in bytes.
 const NAME_MAX: usize = 256;
-
-/// The longest time that anything is done for a store.
-const REACH_MAX: Duration = Duration::from_secs(60);
 
 /// Where everything arrives that a process says.
 pub(super) struct Desk {
@@ -88,7 +89,7 @@ impl Desk {
                 return Ok(Next::Tell(ask, Told::Refused(self.side(store)?.was_refused(token, secret))));
             }
             Message::Reach { ask, store, nanos_left, what } => {
-                let time = Duration::from_nanos(nanos_left).min(REACH_MAX);
+                let time = Duration::from_nanos(nanos_left).min(PATIENCE);
                 return Ok(Next::Reach { ask, side: self.side(store)?, what, time });
             }
             Message::Presented { store, token, secret, accepted } => {

@@ -358,11 +358,15 @@ impl Link {
         self.elsewhere(move |link| {
             let reached = side.reach(what, Instant::now() + time).map_err(Refusal::from);
             let size = reached.as_ref().map_or(1024, Reached::size);
-            let told = match reached {
-                Ok(reached) => Told::Reached(Ok(reached)),
-                Err(refusal) => Told::Reached(Err(refusal.into())),
+            let refusal;
+            let reached = match reached {
+                Ok(reached) => Ok(reached),
+                Err(refused) => {
+                    refusal = refused;
+                    Err((&refusal).into())
+                }
             };
-            link.tell(&Order::Told { ask, told }, 64 + size);
+            link.tell(&Order::Told { ask, told: Told::Reached(reached) }, 64 + size);
         })
     }
 

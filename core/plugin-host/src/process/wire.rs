@@ -242,19 +242,6 @@ impl<'a> From<&'a Refusal> for Fault<'a> {
     }
 }
 
-impl From<Refusal> for Fault<'_> {
-    fn from(refusal: Refusal) -> Self {
-        let Error { code, message, vendor, retry_after, .. } = refusal.error;
-        Self {
-            code: code as u32,
-            needed: refusal.needed as u64,
-            message: message.into(),
-            vendor: vendor.map(|vendor| (vendor.name.into(), vendor.number)),
-            retry_after,
-        }
-    }
-}
-
 impl Fault<'_> {
     /// The refusal, its text cut and escaped anew.
     pub(super) fn into_refusal(self) -> Refusal {

@@ -20,10 +20,10 @@ use super::{
     contain,
     table::{answer, side},
 };
-use crate::reach::{Ask, Reached};
-
-/// How long a plugin may wait for what it asks, where it says nothing.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::{
+    native::Elements,
+    reach::{Ask, PATIENCE, Reached},
+};
 
 /// The most headers of a request, fields of a form, and parts of a value.
 const FIELDS_MAX: usize = 1024;
@@ -156,13 +156,12 @@ unsafe fn fields(first: *const HttpField, len: usize) -> Result<Vec<(String, Val
     // SAFETY: promised by the caller.
     unsafe {
         let fields = elements(first, len, |field| field.size)?;
-        let field = |field: *const HttpField| {
-            let HttpField { name, parts, parts_len, .. } = *field;
+        let field = |HttpField { name, parts, parts_len, .. }| {
             let parts = elements(parts, parts_len, |part| part.size)?;
-            let parts = parts.into_iter().map(|read| part(&*read)).collect::<Result<_, _>>()?;
+            let parts = parts.map(|read| part(&read)).collect::<Result<_, _>>()?;
             Ok((text(name)?, Value(parts)))
         };
-        fields.into_iter().map(field).collect()
+        fields.map(field).collect()
     }
 }
 
@@ -179,22 +178,20 @@ unsafe fn part(part: &HttpPart) -> Result<Part, Error> {
     }
 }
 
-/// The elements of an array that is walked by the size its first element states.
+/// The elements of an array, of which there are not too many.
 ///
 /// # Safety
 ///
-/// `first` leads to `len` structs, each at least as large as the first one's `size` says, or `len` is 0.
-unsafe fn elements<T>(first: *const T, len: usize, size: fn(&T) -> u32) -> Result<Vec<*const T>, Error> {
-    if len == 0 || first.is_null() {
-        return Ok(Vec::new());
+/// As for [`Elements::new`].
+unsafe fn elements<T>(first: *const T, len: usize, size: fn(&T) -> u32) -> Result<Elements<T>, Error> {
+    if len > FIELDS_MAX {
+        return Err(Error::invalid(format!("the plugin passed {len} fields or parts")));
     }
-    // SAFETY: promised by the caller, as there is an element.
-    let stride = size(unsafe { &*first }) as usize;
-    if stride < size_of::<T>() || !stride.is_multiple_of(align_of::<T>()) || len > FIELDS_MAX {
-        return Err(Error::invalid(format!("the plugin passed {len} fields or parts of {stride} bytes")));
-    }
-    // SAFETY: within the array, by the caller's promise.
-    Ok((0..len).map(|index| unsafe { first.byte_add(index * stride) }).collect())
+    // SAFETY: promised by the caller.
+    let elements = unsafe { Elements::new(first, len, size) };
+    elements.map_err(|stride| {
+        Error::invalid(format!("the plugin passed {len} fields or parts of {stride} bytes"))
+    })
 }
 
 /// # Safety
