@@ -7,6 +7,7 @@
 //! Everything here panics where it fails, as a test's own assertions do.
 
 mod inside;
+mod pypi;
 pub(crate) mod side;
 
 use std::{
@@ -30,6 +31,7 @@ use crate::{
 };
 
 pub use self::inside::InServer;
+pub use self::pypi::{from_pypi, sources_from_pypi};
 pub use crate::process::InProcess;
 
 /// A plugin directory of a test's own, removed when dropped: mode 0755 whatever the umask.

