@@ -55,6 +55,7 @@
 //! - [`backend`]: the trait, and what a plugin gives to the host;
 //! - [`host`]: what it gets from the host: configuration, secrets, the memory of refused credentials;
 //! - [`algorithm`]: the open registry of algorithms;
+//! - [`encode`]: public keys, signatures and digests in the forms that are wanted;
 //! - [`error`]: what went wrong, by class, with the vendor's own code;
 //! - [`abi`]: the C table and its rules, for the host and for plugins that aren't in Rust; theirs is the header
 //!   `include/keystead_plugin.h`, which is made of it;
@@ -81,6 +82,7 @@ pub mod backend;
 pub mod component;
 #[cfg(all(feature = "conformance", not(target_family = "wasm")))]
 pub mod conformance;
+pub mod encode;
 pub mod error;
 mod forward;
 pub mod host;

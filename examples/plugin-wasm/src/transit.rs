@@ -4,13 +4,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use base64ct::{Base64, Encoding};
 use keystead_plugin_api::{
-    Algorithm, CallClass, Code, Error, Finding, Input, Key, Listing, Severity, algorithm::Family,
+    Algorithm, CallClass, Code, Error, Finding, Input, Key, Listing, Severity, algorithm::Family, encode,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-
-/// The DER of an Ed25519 SubjectPublicKeyInfo up to the 32 bytes of the key (RFC 8410 section 4).
-const ED25519_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 /// What is shown of a message of the server's.
 const MESSAGE_MAX: usize = 300;
@@ -182,8 +179,11 @@ fn spki(family: Family, key: &Value) -> Result<Vec<u8>, Error> {
     let text = key.get("public_key").and_then(Value::as_str).unwrap_or_default();
     let encoded: String = text.lines().filter(|line| !line.starts_with("-----")).collect();
     let decoded = Base64::decode_vec(&encoded).ok().filter(|bytes| !bytes.is_empty());
-    let decoded = decoded.ok_or_else(|| broken("no public key that can be read"))?;
-    Ok(if family == Family::Ed25519 { [&ED25519_PREFIX[..], &decoded].concat() } else { decoded })
+    let spki = match family {
+        Family::Ed25519 => decoded.and_then(|key| encode::ed25519_spki(&key)),
+        _ => decoded,
+    };
+    spki.ok_or_else(|| broken("no public key that can be read"))
 }
 
 /// Something that keeps one key from being served.

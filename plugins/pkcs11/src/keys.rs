@@ -16,12 +16,15 @@ use cryptoki::{
 };
 use der::{
     Decode, Encode, Tag, Tagged,
-    asn1::{AnyRef, BitStringRef, Null, ObjectIdentifier, OctetStringRef, PrintableStringRef, UintRef},
+    asn1::{AnyRef, BitStringRef, ObjectIdentifier, OctetStringRef, PrintableStringRef, UintRef},
     pem,
 };
-use keystead_plugin_api::{Code, Error};
+use keystead_plugin_api::{
+    Code, Error,
+    encode::{self, Curve},
+};
 use sha2::{Digest, Sha256};
-use spki::{AlgorithmIdentifierRef, SubjectPublicKeyInfoRef};
+use spki::SubjectPublicKeyInfoRef;
 
 use crate::{
     ckr,
@@ -239,7 +242,7 @@ impl Public {
                 };
                 KeyKind::Rsa { modulus: modulus.as_bytes().to_vec() }
             }
-            EC => KeyKind::Ec { order: Curve::of(parsed.algorithm.parameters_oid().ok())?.order },
+            EC => KeyKind::Ec { order: curve(parsed.algorithm.parameters_oid().ok())?.order_len() },
             ED25519 => KeyKind::Ed25519,
             oid => {
                 return Err(Error::new(
@@ -252,22 +255,19 @@ impl Public {
     }
 
     fn from_rsa(modulus: &[u8], exponent: &[u8]) -> Option<Self> {
-        let key = [UintRef::new(modulus).ok()?, UintRef::new(exponent).ok()?].to_der().ok()?;
-        Self::from_spki(spki_der(RSA, Some(Null.into()), &key)?).ok()
+        Self::from_spki(encode::rsa_spki(modulus, exponent)?).ok()
     }
 
     /// Takes CKA_EC_PARAMS and CKA_EC_POINT. `None` where they make no sense.
     fn from_point(params: &[u8], point: &[u8]) -> Result<Option<Self>, Error> {
         let oid = curve_oid(params);
         if oid == Some(ED25519) {
-            let spki = raw_point(point, 32).and_then(|point| spki_der(ED25519, None, point));
+            let spki = raw_point(point, 32).and_then(encode::ed25519_spki);
             return spki.map(Self::from_spki).transpose();
         }
-        let curve = Curve::of(oid)?;
-        let Some(point) = raw_point(point, curve.point).filter(|point| point.first() == Some(&4)) else {
-            return Ok(None);
-        };
-        spki_der(EC, Some((&curve.oid).into()), point).map(Self::from_spki).transpose()
+        let curve = curve(oid)?;
+        let spki = raw_point(point, curve.point_len()).and_then(|point| encode::ec_spki(curve, point));
+        spki.map(Self::from_spki).transpose()
     }
 
     /// The key of a DER certificate (RFC 5280 section 4.1).
@@ -296,36 +296,14 @@ const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
 /// What Ed25519 was called before RFC 8410, and still is by some modules.
 const ED25519_GNU: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.11591.15.1");
 
-/// A curve for ECDSA.
-#[derive(Clone, Copy)]
-struct Curve {
-    oid: ObjectIdentifier,
-    /// Bytes of its order.
-    order: usize,
-    /// Bytes of an uncompressed point.
-    point: usize,
-}
-
-impl Curve {
-    const ALL: [Self; 4] = [
-        Self::new("1.3.132.0.33", 28),
-        Self::new("1.2.840.10045.3.1.7", 32),
-        Self::new("1.3.132.0.34", 48),
-        Self::new("1.3.132.0.35", 66),
-    ];
-
-    /// On the curves of FIPS 186-5 the order is as long as the field's elements.
-    const fn new(oid: &str, order: usize) -> Self {
-        Self { oid: ObjectIdentifier::new_unwrap(oid), order, point: 1 + 2 * order }
-    }
-
-    fn of(oid: Option<ObjectIdentifier>) -> Result<Self, Error> {
-        let known = Self::ALL.into_iter().find(|curve| Some(curve.oid) == oid);
-        known.ok_or_else(|| {
-            let curve = oid.map_or_else(|| "explicit parameters".to_owned(), |oid| oid.to_string());
-            Error::new(Code::Unsupported, format!("the curve {curve} is not supported; P-224 to P-521 are"))
-        })
-    }
+/// The curve of an object identifier.
+fn curve(oid: Option<ObjectIdentifier>) -> Result<Curve, Error> {
+    let name = oid.map(|oid| oid.to_string());
+    let known = Curve::ALL.into_iter().find(|curve| Some(curve.oid()) == name.as_deref());
+    known.ok_or_else(|| {
+        let curve = name.as_deref().unwrap_or("explicit parameters");
+        Error::new(Code::Unsupported, format!("the curve {curve} is not supported; P-224 to P-521 are"))
+    })
 }
 
 /// CKA_EC_PARAMS is an OID or, for Edwards curves, may be a name (PKCS#11 v3.1 section 2.3.3).
@@ -351,13 +329,6 @@ fn raw_point(point: &[u8], len: usize) -> Option<&[u8]> {
         _ => None,
     };
     if point.len() == len { Some(point) } else { inner().filter(|inner| inner.len() == len) }
-}
-
-fn spki_der(oid: ObjectIdentifier, parameters: Option<AnyRef<'_>>, key: &[u8]) -> Option<Vec<u8>> {
-    let algorithm = AlgorithmIdentifierRef { oid, parameters };
-    SubjectPublicKeyInfoRef { algorithm, subject_public_key: BitStringRef::from_bytes(key).ok()? }
-        .to_der()
-        .ok()
 }
 
 fn public_half(session: &Session, private: ObjectHandle) -> Result<Public, Problem> {
@@ -561,7 +532,7 @@ mod tests {
 
     #[test]
     fn takes_no_nonsense_for_a_point() {
-        let params = Curve::ALL[1].oid.to_der().unwrap();
+        let params = ObjectIdentifier::new_unwrap(Curve::P256.oid()).to_der().unwrap();
         for point in [&[][..], &[4; 64], &[2; 33], &[2; 65], &[4, 65, 4]] {
             assert_eq!(Public::from_point(&params, point).unwrap(), None, "{point:?}");
         }

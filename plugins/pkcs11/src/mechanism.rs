@@ -12,8 +12,11 @@ use cryptoki::mechanism::{
     eddsa::{EddsaParams, EddsaSignatureScheme},
     rsa::{PkcsMgfType, PkcsPssParams},
 };
-use der::{Encode, asn1::UintRef};
-use keystead_plugin_api::{Algorithm, Error, Input, algorithm::Family};
+use keystead_plugin_api::{
+    Algorithm, Error, Input,
+    algorithm::Family,
+    encode::{digest_info, digest_to_fit, ecdsa_signature, padded},
+};
 use zeroize::Zeroizing;
 
 use crate::pss;
@@ -116,10 +119,11 @@ impl KeyKind {
 
     fn can(&self, algorithm: Algorithm, allowed: Allowed) -> bool {
         match (self, Padding::of(algorithm)) {
-            (Self::Rsa { modulus }, Some(Padding::Pkcs1 { prefix })) => {
+            (Self::Rsa { modulus }, Some(Padding::Pkcs1)) => {
                 // RFC 8017, 9.2: emLen >= tLen + 11.
+                let info = digest_info(algorithm, &vec![0; digest_len(algorithm)]);
                 (allowed.rsa_pkcs || allowed.rsa_padded)
-                    && modulus.len() >= prefix.len() + digest_len(algorithm) + 11
+                    && info.is_some_and(|info| modulus.len() >= info.len() + 11)
             }
             (Self::Rsa { modulus }, Some(Padding::Pss(_))) => {
                 // RFC 8017, 9.1.1: emLen >= hLen + sLen + 2, where emLen may be a byte less than the modulus.
@@ -144,8 +148,8 @@ impl KeyKind {
     ) -> Result<(Mechanism<'static>, Cow<'a, [u8]>), Error> {
         match (self, Padding::of(algorithm)) {
             _ if algorithm.family() != self.family() => Err(Error::unsupported(algorithm)),
-            (Self::Rsa { modulus }, Some(Padding::Pkcs1 { prefix })) => {
-                let info = [prefix, input].concat();
+            (Self::Rsa { modulus }, Some(Padding::Pkcs1)) => {
+                let info = digest_info(algorithm, input).ok_or_else(|| Error::unsupported(algorithm))?;
                 match allowed.rsa_pkcs {
                     true => Ok((Mechanism::RsaPkcs, info.into())),
                     false => Ok((Mechanism::RsaX509, pkcs1(&info, modulus.len())?.into())),
@@ -156,7 +160,7 @@ impl KeyKind {
                 false => Ok((Mechanism::RsaX509, pss::encode(modulus, input)?.into())),
             },
             (Self::Rsa { .. }, None) => Err(Error::unsupported(algorithm)),
-            (Self::Ec { order }, _) => Ok((Mechanism::Ecdsa, as_long_as(*order, input))),
+            (Self::Ec { order }, _) => Ok((Mechanism::Ecdsa, digest_to_fit(*order, input))),
             // Without parameters (PKCS#11 v3.1 section 2.3.14): some modules know no other way.
             (Self::Ed25519, _) => {
                 Ok((Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Pure)), input.into()))
@@ -182,7 +186,7 @@ impl KeyKind {
         match self {
             Self::Rsa { modulus } if raw.len() == modulus.len() => Ok(raw.into()),
             Self::Ec { order } if raw.len() <= 2 * order => {
-                Ok(ecdsa_der(raw).ok_or_else(|| odd(raw))?.into())
+                Ok(ecdsa_signature(raw).ok_or_else(|| odd(raw))?.into())
             }
             Self::Ed25519 if raw.len() == 64 => Ok(raw.into()),
             _ => Err(odd(raw)),
@@ -218,24 +222,6 @@ fn odd(raw: &[u8]) -> Error {
     )
 }
 
-/// The same big-endian number in exactly `len` bytes; `None` where it needs more.
-fn padded(number: &[u8], len: usize) -> Option<Vec<u8>> {
-    let significant = number.iter().position(|&byte| byte != 0).unwrap_or(number.len());
-    let number = number.get(significant..)?;
-    let mut padded = vec![0; len.checked_sub(number.len())?];
-    padded.extend_from_slice(number);
-    Some(padded)
-}
-
-/// r‖s, each half of the whole (PKCS#11 v3.1 section 2.3.1), as DER `ECDSA-Sig-Value` (RFC 3279 section 2.2.3).
-fn ecdsa_der(raw: &[u8]) -> Option<Vec<u8>> {
-    if raw.is_empty() || !raw.len().is_multiple_of(2) {
-        return None;
-    }
-    let (r, s) = raw.split_at(raw.len() / 2);
-    [UintRef::new(r).ok()?, UintRef::new(s).ok()?].to_der().ok()
-}
-
 fn digest_len(algorithm: Algorithm) -> usize {
     match algorithm.input() {
         Input::Digest(len) => len,
@@ -245,44 +231,27 @@ fn digest_len(algorithm: Algorithm) -> usize {
 
 /// How an RSA signature is padded.
 enum Padding {
-    /// RFC 8017 section 9.2, with what comes before the digest.
-    Pkcs1 { prefix: &'static [u8] },
+    /// RFC 8017 section 9.2.
+    Pkcs1,
     /// RFC 8017 section 9.1.
     Pss(PkcsPssParams),
 }
 
 impl Padding {
     fn of(algorithm: Algorithm) -> Option<Self> {
-        let prefix: &[u8] = match algorithm {
-            Algorithm::RsaPkcs1Md5Sha1 => &[], // TLS 1.0 signs the two digests bare (RFC 2246 section 4.7)
-            Algorithm::RsaPkcs1Sha1 => SHA1,
-            Algorithm::RsaPkcs1Sha224 => SHA224,
-            Algorithm::RsaPkcs1Sha256 => SHA256,
-            Algorithm::RsaPkcs1Sha384 => SHA384,
-            Algorithm::RsaPkcs1Sha512 => SHA512,
-            Algorithm::RsaPssSha256 => {
-                return Some(native_pss(MechanismType::SHA256, PkcsMgfType::MGF1_SHA256, 32));
-            }
-            Algorithm::RsaPssSha384 => {
-                return Some(native_pss(MechanismType::SHA384, PkcsMgfType::MGF1_SHA384, 48));
-            }
-            Algorithm::RsaPssSha512 => {
-                return Some(native_pss(MechanismType::SHA512, PkcsMgfType::MGF1_SHA512, 64));
-            }
-            _ => return None,
-        };
-        Some(Self::Pkcs1 { prefix })
-    }
-}
-
-/// A digest as long as the order. Tokens differ in what they do with a longer one; FIPS 186-5 section 6.4.1 takes the
-/// leftmost bits, and all orders here are either whole bytes long or longer than any digest (P-521). Some want a length
-/// that they know (a TPM); zeros before it don't change its number.
-fn as_long_as(order: usize, digest: &[u8]) -> Cow<'_, [u8]> {
-    match digest.get(..order) {
-        Some(leftmost) => leftmost.into(),
-        None if order > 64 => digest.into(),
-        None => padded(digest, order).map_or(digest.into(), Cow::Owned),
+        let pss = |hash_alg, mgf, salt: u64| Self::Pss(PkcsPssParams { hash_alg, mgf, s_len: salt.into() });
+        match algorithm {
+            Algorithm::RsaPkcs1Md5Sha1
+            | Algorithm::RsaPkcs1Sha1
+            | Algorithm::RsaPkcs1Sha224
+            | Algorithm::RsaPkcs1Sha256
+            | Algorithm::RsaPkcs1Sha384
+            | Algorithm::RsaPkcs1Sha512 => Some(Self::Pkcs1),
+            Algorithm::RsaPssSha256 => Some(pss(MechanismType::SHA256, PkcsMgfType::MGF1_SHA256, 32)),
+            Algorithm::RsaPssSha384 => Some(pss(MechanismType::SHA384, PkcsMgfType::MGF1_SHA384, 48)),
+            Algorithm::RsaPssSha512 => Some(pss(MechanismType::SHA512, PkcsMgfType::MGF1_SHA512, 64)),
+            _ => None,
+        }
     }
 }
 
@@ -292,17 +261,6 @@ fn pkcs1(info: &[u8], len: usize) -> Result<Vec<u8>, Error> {
     let fill = fill.ok_or_else(|| Error::invalid("the digest is too long for the key"))?;
     Ok([&[0, 1][..], &vec![0xff; fill], &[0], info].concat())
 }
-
-fn native_pss(hash_alg: MechanismType, mgf: PkcsMgfType, salt: u64) -> Padding {
-    Padding::Pss(PkcsPssParams { hash_alg, mgf, s_len: salt.into() })
-}
-
-// DigestInfo up to the digest (RFC 8017 section 9.2, note 1).
-const SHA1: &[u8] = b"\x30\x21\x30\x09\x06\x05\x2b\x0e\x03\x02\x1a\x05\x00\x04\x14";
-const SHA224: &[u8] = b"\x30\x2d\x30\x0d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x04\x05\x00\x04\x1c";
-const SHA256: &[u8] = b"\x30\x31\x30\x0d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x01\x05\x00\x04\x20";
-const SHA384: &[u8] = b"\x30\x41\x30\x0d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x02\x05\x00\x04\x30";
-const SHA512: &[u8] = b"\x30\x51\x30\x0d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x03\x05\x00\x04\x40";
 
 #[cfg(test)]
 mod tests {
@@ -395,14 +353,6 @@ mod tests {
             let (_, data) = KeyKind::Ec { order }.signing(Algorithm::EcdsaSha512, &digest, ALL).unwrap();
             assert_eq!(data.len(), sent);
         }
-    }
-
-    #[test]
-    fn a_digest_that_is_too_short_for_some_tokens_is_given_zeros_that_change_nothing() {
-        let of = |order, len| as_long_as(order, &vec![7; len]).into_owned();
-        assert_eq!(of(32, 28), [vec![0; 4], vec![7; 28]].concat());
-        assert_eq!(of(48, 20), [vec![0; 28], vec![7; 20]].concat());
-        assert_eq!(of(66, 64), vec![7; 64]);
     }
 
     #[test]
