@@ -31,7 +31,7 @@ use crate::{
 };
 
 pub use self::inside::InServer;
-pub use self::pypi::{from_pypi, sources_from_pypi};
+pub use self::pypi::{archives_from_pypi, from_pypi};
 pub use crate::process::InProcess;
 
 /// A plugin directory of a test's own, removed when dropped: mode 0755 whatever the umask.

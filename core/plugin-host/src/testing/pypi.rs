@@ -21,14 +21,14 @@ pub fn from_pypi(pins: &Path) -> PathBuf {
     kept(pins, &["install", "--only-binary", ":all:", "--target"])
 }
 
-/// The folder of the source archives that a file of requirements pins, as they are.
+/// The folder of the archives that a file of requirements pins, as they are: of sources where it says `--no-binary NAME`.
 ///
 /// # Panics
 ///
 /// As [`from_pypi`].
 #[must_use]
-pub fn sources_from_pypi(pins: &Path) -> PathBuf {
-    kept(pins, &["download", "--no-binary", ":all:", "--no-build-isolation", "--dest"])
+pub fn archives_from_pypi(pins: &Path) -> PathBuf {
+    kept(pins, &["download", "--dest"])
 }
 
 /// The folder that pip fills, which has the name of the file and a mark of what it pins.
