@@ -198,7 +198,7 @@ fn differs(before: &Seen, now: &Seen) -> bool {
 }
 
 fn file_of(secret: &SecretSource) -> Option<PathBuf> {
-    match secret {
+    match secret.whole() {
         SecretSource::File(path) => Some(path.clone()),
         SecretSource::Credential(name) => {
             Some(Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join(name))

@@ -1,5 +1,7 @@
 //! Secrets: where they come from, and a value that doesn't show itself.
 
+mod member;
+
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fmt;
@@ -29,6 +31,8 @@ pub enum SecretSource {
     File(PathBuf),
     /// `value: TEXT`, in the configuration file itself.
     Value(Secret),
+    /// `pointer: POINTER` beside one of the others: the text at a JSON Pointer (RFC 6901) in what that has.
+    Member(Box<Self>, String),
 }
 
 /// Why a secret couldn't be read. Names the source, never the content.
@@ -39,6 +43,8 @@ pub enum SecretError {
     File(PathBuf, io::Error),
     /// `$CREDENTIALS_DIRECTORY` isn't set: the server wasn't started by systemd, or the unit loads no credentials.
     NoCredentials(String),
+    /// What the source has isn't JSON with a text at the pointer; says what is there.
+    Member(String, &'static str),
     /// The file is larger than 64 KiB.
     TooLarge(PathBuf),
     /// The variable isn't set.
@@ -54,12 +60,15 @@ impl SecretSource {
         self.read_with(&|name| std::env::var_os(name))
     }
 
+    /// Where the whole comes from, of which this may be a member.
+    #[must_use]
+    pub fn whole(&self) -> &Self {
+        if let Self::Member(whole, _) = self { whole.whole() } else { self }
+    }
+
     /// The variable of the server's environment that holds it.
     pub(super) fn variable(&self) -> Option<&str> {
-        match self {
-            Self::Env(name) => Some(name),
-            Self::Credential(_) | Self::File(_) | Self::Value(_) => None,
-        }
+        if let Self::Env(name) = self.whole() { Some(name) } else { None }
     }
 
     fn read_with(&self, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Zeroizing<Vec<u8>>, SecretError> {
@@ -74,7 +83,21 @@ impl SecretSource {
                 Ok(Zeroizing::new(value.into_encoded_bytes()))
             }
             Self::File(path) => read_file(path),
+            Self::Member(whole, pointer) => member::text(&whole.read_with(env)?, pointer)
+                .map_err(|found| SecretError::Member(self.to_string(), found)),
             Self::Value(secret) => Ok(Zeroizing::new(secret.expose().as_bytes().to_vec())),
+        }
+    }
+}
+
+impl fmt::Display for SecretSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Credential(name) => write!(f, "credential `{name}`"),
+            Self::Env(name) => write!(f, "secret variable `{name}`"),
+            Self::File(path) => write!(f, "secret file `{}`", path.display()),
+            Self::Member(whole, pointer) => write!(f, "`{pointer}` of {whole}"),
+            Self::Value(_) => f.write_str("secret value"),
         }
     }
 }
@@ -111,6 +134,9 @@ impl fmt::Display for SecretError {
         match self {
             Self::File(path, error) => write!(f, "secret file `{}`: {}", path.display(), error.kind()),
             Self::NoCredentials(name) => write!(f, "credential `{name}`: `CREDENTIALS_DIRECTORY` is not set"),
+            Self::Member(source, found) => {
+                write!(f, "{source}: expected a JSON document with a text there, got {found}")
+            }
             Self::TooLarge(path) => {
                 write!(f, "secret file `{}`: expected at most {MAX_SECRET} bytes, got more", path.display())
             }
@@ -123,7 +149,7 @@ impl std::error::Error for SecretError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::File(_, error) => Some(error),
-            Self::NoCredentials(_) | Self::TooLarge(_) | Self::Unset(_) => None,
+            Self::NoCredentials(_) | Self::Member(..) | Self::TooLarge(_) | Self::Unset(_) => None,
         }
     }
 }
@@ -210,6 +236,26 @@ mod tests {
         for (source, message) in claims {
             assert_eq!(read(&source, None).unwrap_err(), message);
         }
+    }
+
+    #[test]
+    fn a_member_of_a_document_is_read_and_one_that_is_not_there_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("account.json");
+        std::fs::write(&path, r#"{"private_key": "-----\nsesame\n", "size": 1}"#).unwrap();
+        let member =
+            |pointer: &str| SecretSource::Member(SecretSource::File(path.clone()).into(), pointer.to_owned());
+        assert_eq!(read(&member("/private_key"), None).unwrap(), "-----\nsesame\n");
+        for (pointer, found) in [("/key", "nothing"), ("/size", "no text")] {
+            let message = format!(
+                "`{pointer}` of secret file `{}`: expected a JSON document with a text there, got {found}",
+                path.display()
+            );
+            assert_eq!(read(&member(pointer), None).unwrap_err(), message);
+        }
+        let nowhere = SecretSource::Member(SecretSource::Env("NONE".to_owned()).into(), "/a".to_owned());
+        assert_eq!(read(&nowhere, None).unwrap_err(), "secret variable `NONE` is not set");
+        assert_eq!(nowhere.variable(), Some("NONE"));
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl StoreLimits {
 impl Store {
     /// Whether the configuration file holds a secret of this store.
     pub(super) fn has_secret_in_file(&self) -> bool {
-        let in_value = |source: &SecretSource| matches!(source, SecretSource::Value(_));
+        let in_value = |source: &SecretSource| matches!(source.whole(), SecretSource::Value(_));
         self.secrets.values().any(in_value) || has_pin(&self.config)
     }
 }

@@ -323,22 +323,46 @@ fn secrets(entry: &mut Table) -> Result<(BTreeMap<String, SecretSource>, BTreeSe
     let (mut secrets, mut exposed) = (BTreeMap::new(), BTreeSet::new());
     for mut entry in entries {
         let path = join(&path, &entry.key.escape_debug().to_string());
-        if expose(&mut entry.node, &path)? {
+        if option(&mut entry.node, &path, "expose", table::boolean)? == Some(true) {
             exposed.insert(entry.key.clone());
         }
-        secrets.insert(entry.key, secret_source(entry.node, &path)?);
+        let pointer = option(&mut entry.node, &path, "pointer", pointer)?;
+        let source = secret_source(entry.node, &path)?;
+        secrets.insert(
+            entry.key,
+            match pointer {
+                Some(pointer) => SecretSource::Member(source.into(), pointer),
+                None => source,
+            },
+        );
     }
     Ok((secrets, exposed))
 }
 
-/// Takes out whether a component may see a secret.
-fn expose(secret: &mut Node, path: &str) -> Result<bool, Notice> {
-    let Value::Map(entries) = &mut secret.value else { return Ok(false) };
-    let Some(at) = entries.iter().position(|entry| entry.key.eq_ignore_ascii_case("expose")) else {
-        return Ok(false);
+/// Takes out what may stand beside a secret's source.
+fn option<T>(
+    secret: &mut Node,
+    path: &str,
+    key: &str,
+    read: fn(&Value) -> Result<T, String>,
+) -> Result<Option<T>, Notice> {
+    let Value::Map(entries) = &mut secret.value else { return Ok(None) };
+    let Some(at) = entries.iter().position(|entry| entry.key.eq_ignore_ascii_case(key)) else {
+        return Ok(None);
     };
     let node = entries.remove(at).node;
-    table::boolean(&node.value).map_err(|problem| misfit(&join(path, "expose"), node.position, &problem))
+    read(&node.value).map(Some).map_err(|problem| misfit(&join(path, key), node.position, &problem))
+}
+
+/// A JSON Pointer that isn't the whole document.
+fn pointer(value: &Value) -> Result<String, String> {
+    let pointer = table::text(value)?;
+    let legal = pointer.starts_with('/') && !pointer.replace("~0", "").replace("~1", "").contains('~');
+    if legal {
+        Ok(pointer)
+    } else {
+        Err("expected a JSON Pointer such as `/private_key`, got another string".into())
+    }
 }
 
 /// One secret. Nothing of what stands here is repeated in an error, not even a key: it may be the secret.

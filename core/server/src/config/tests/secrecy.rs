@@ -32,6 +32,8 @@ fn no_refusal_repeats_a_secret() {
         "{plugin: x, secrets: {pin: {value: 1234}}}",
         "{plugin: x, secrets: {pin: {file: 1234}}}",
         "{plugin: x, secrets: {pin: {env: 'SESAME=1'}}}",
+        "{plugin: x, secrets: {pin: {file: f, pointer: SESAME}}}",
+        "{plugin: x, secrets: {pin: {pointer: /SESAME}}}",
         "{plugin: x, secrets: {pin: {credential: '../SESAME'}}}",
         "{plugin: x, config: SESAME}",
         "{plugin: x, config: [SESAME]}",

@@ -63,7 +63,7 @@ fn a_native_entry_signs_only_and_has_defaults() {
 fn a_native_entry_has_every_option() {
     let config = accept(
         "private_key_stores:\n- name: inhouse\n  plugin: inhouse-kms\n  config: {base: [1, 2.5, null, true, {a: x}]}\n  \
-         secrets: {a: {file: f, expose: true}, b: {env: e}, c: {credential: d}, d: {value: v}}\n  grants: {http: [{url: \"https://KMS.example\", methods: [GET, POST], secrets: [a], addresses: [10.0.0.0/8], ca: /c, client_certificate: /k, client_key: /l, proxy: \"http://p:3128\"}]}\n  \
+         secrets: {a: {file: f, expose: true}, b: {env: e}, c: {credential: d}, d: {value: v}, e: {file: f, pointer: /key}}\n  grants: {http: [{url: \"https://KMS.example\", methods: [GET, POST], secrets: [a], addresses: [10.0.0.0/8], ca: /c, client_certificate: /k, client_key: /l, proxy: \"http://p:3128\"}]}\n  \
          operations: [sign, decrypt]\n  isolation: process\n  critical: true\n  prove: start\n  verify_signatures: on\n  \
          limits: {lanes: 2, queue: 3, deadline: 4s, health_interval: 5s, memory: 64MiB, stuck_after: 90s, instances: 8}\n  env: {A: b}\n  workdir: /w\n  \
          user: 1001\n  groups: [g, 20]\n  isolation_group: vendor\n  core_dumps: true",
@@ -75,6 +75,7 @@ fn a_native_entry_has_every_option() {
         ("b", SecretSource::Env("e".into())),
         ("c", SecretSource::Credential("d".into())),
         ("d", SecretSource::Value("v".to_owned().into())),
+        ("e", SecretSource::Member(SecretSource::File("f".into()).into(), "/key".into())),
     ];
     assert_eq!(store.secrets, BTreeMap::from(sources.map(|(name, source)| (name.to_owned(), source))));
     assert_eq!(store.exposed, BTreeSet::from(["a".to_owned()]));
