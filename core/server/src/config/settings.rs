@@ -249,7 +249,7 @@ impl Resolving<'_> {
     }
 
     fn listed_stores(&mut self, list: Node) -> Result<Vec<Store>, Notice> {
-        let (stores, warnings) = store::read_list(list)?;
+        let (stores, warnings) = store::read_list(list, self.env)?;
         self.warnings.extend(warnings);
         Ok(stores)
     }

@@ -1,5 +1,6 @@
 //! Stores: one plugin opened with one configuration.
 
+mod cloud;
 mod entry;
 mod grants;
 mod process;

@@ -1,3 +1,4 @@
+mod clouds;
 mod files;
 mod samples;
 mod secrecy;

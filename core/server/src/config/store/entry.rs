@@ -7,14 +7,15 @@ use std::time::Duration;
 use keystead_plugin_host::Surroundings;
 use serde_json::json;
 
-use super::{Operation, Prove, Store, StoreLimits, VerifySignatures, grants, process};
+use super::{Operation, Prove, Store, StoreLimits, VerifySignatures, cloud, grants, process};
+use crate::config::Environment;
 use crate::config::notice::{Notice, Position};
 use crate::config::secret::{Secret, SecretSource};
 use crate::config::table::{self, Table, join, list, misfit, mismatch};
 use crate::config::yaml::{Node, Value};
 
 /// The key of the list, which begins the path of everything in it.
-const LIST: &str = "private_key_stores";
+pub(super) const LIST: &str = "private_key_stores";
 /// What makes an entry; each has exactly one.
 const FORMS: [&str; 4] = ["dir", "file", "uri", "plugin"];
 /// Every key of an entry: the forms, and what may stand beside `plugin`.
@@ -47,7 +48,10 @@ pub(in crate::config) const LIMITS: [&str; 7] =
 const HEALTH_INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3_600);
 
 /// The stores of a list, and what is worth a warning.
-pub(in crate::config) fn read_list(node: Node) -> Result<(Vec<Store>, Vec<Notice>), Notice> {
+pub(in crate::config) fn read_list(
+    node: Node,
+    env: Environment<'_>,
+) -> Result<(Vec<Store>, Vec<Notice>), Notice> {
     let entries = match node.value {
         Value::List(entries) => entries,
         other => return Err(misfit(LIST, node.position, &mismatch("a list", &other))),
@@ -56,7 +60,7 @@ pub(in crate::config) fn read_list(node: Node) -> Result<(Vec<Store>, Vec<Notice
     for (index, entry) in entries.into_iter().enumerate() {
         reading.entry(entry, &format!("{LIST}[{index}]"))?;
     }
-    reading.finish()
+    reading.finish(env)
 }
 
 /// The stores of directories and files that a flag or variable lists.
@@ -95,8 +99,7 @@ impl Reading {
         Ok(())
     }
 
-    /// A legacy entry: a store of its own, or one more URI of the store that its plugin already has, for this PKCS#11
-    /// module: a module that crashes takes its store along, and no other's.
+    /// A legacy entry: a store of its own, or one more URI of the store that its plugin already has in this place.
     fn legacy(&mut self, form: &str, value: &str, position: Position) -> Result<(), String> {
         if value.is_empty() {
             return Err("expected a path or URI, got an empty string".into());
@@ -111,12 +114,14 @@ impl Reading {
         )?;
         let of_plugin = self.stores.iter_mut().filter(|store| store.legacy && store.plugin == plugin);
         let mut lists = of_plugin.filter_map(|store| store.config.get_mut("uris")?.as_array_mut());
-        let has_module =
-            |uri: &serde_json::Value| uri.as_str().is_some_and(|uri| module(uri) == module(value));
-        match lists.find(|uris| uris.first().is_some_and(has_module)) {
+        let is_there = |uri: &serde_json::Value| uri.as_str().is_some_and(|uri| place(uri) == place(value));
+        match lists.find(|uris| uris.first().is_some_and(is_there)) {
             Some(uris) => uris.push(value.into()),
             None => {
-                let config = json!({ "uris": [value], "legacy": true });
+                let config = match plugin {
+                    "pkcs11" => json!({ "uris": [value], "legacy": true }),
+                    _ => json!({ "uris": [value] }),
+                };
                 self.stores.push(Store { position: Some(position), ..legacy_store(plugin, config) });
             }
         }
@@ -166,7 +171,9 @@ impl Reading {
         })
     }
 
-    fn finish(mut self) -> Result<(Vec<Store>, Vec<Notice>), Notice> {
+    fn finish(mut self, env: Environment<'_>) -> Result<(Vec<Store>, Vec<Notice>), Notice> {
+        let legacy = self.stores.iter_mut().filter(|store| store.legacy);
+        self.warnings.extend(legacy.flat_map(|store| cloud::complete(store, env)));
         name_the_unnamed(&mut self.stores);
         refuse_duplicate_names(&self.stores)?;
         process::refuse_disagreement(&self.stores)?;
@@ -199,9 +206,10 @@ fn refuse_duplicate_names(stores: &[Store]) -> Result<(), Notice> {
     Ok(())
 }
 
-/// One warning for all legacy stores: their keys also decrypt, as the reference lets them.
+/// One warning for all legacy stores whose keys also decrypt, as the reference lets them.
 pub(in crate::config) fn decrypt_warning(stores: &[Store]) -> Option<Notice> {
-    let legacy: Vec<_> = stores.iter().filter(|store| store.legacy).collect();
+    let decrypts = |store: &&Store| store.legacy && store.operations.contains(&Operation::Decrypt);
+    let legacy: Vec<_> = stores.iter().filter(decrypts).collect();
     let names: Vec<_> = legacy.iter().map(|store| store.name.as_str()).take(8).collect();
     let more = legacy.len() - names.len();
     let names =
@@ -253,6 +261,12 @@ fn plugin_of(uri: &str) -> Option<&'static str> {
         "https" if uri.contains("/keys/") => Some("azure"),
         _ => None,
     }
+}
+
+/// Where the key of a URI is, as far as that makes one store: what fails there takes its store along, and no other's. A
+/// PKCS#11 module, a vault of Azure, all of Google.
+fn place(uri: &str) -> Option<&str> {
+    cloud::vault(uri).or_else(|| module(uri))
 }
 
 /// The module that a PKCS#11 URI names, as it stands there; the last one counts, as in the reference.
