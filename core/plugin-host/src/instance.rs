@@ -78,6 +78,14 @@ pub struct Finding {
     pub hint: String,
 }
 
+impl Finding {
+    /// Something that works, but that the operator should know, and what to do about it.
+    #[must_use]
+    pub fn warning(subject: &str, failure: Failure, hint: &str) -> Self {
+        Self { severity: Severity::Warning, subject: subject.to_owned(), failure, hint: hint.to_owned() }
+    }
+}
+
 impl From<keystead_plugin_api::Finding> for Finding {
     fn from(finding: keystead_plugin_api::Finding) -> Self {
         let keystead_plugin_api::Finding { severity, subject, error, hint } = finding;

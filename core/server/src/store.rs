@@ -12,7 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 use aws_lc_rs::{hmac, rand::SystemRandom};
 use keystead_plugin_host as host;
-use keystead_plugin_host::{Algorithm, Class, Failure, Host, Key};
+use keystead_plugin_host::{Algorithm, Class, Failure, Finding, Host, Key, Listing};
 use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
@@ -226,6 +226,20 @@ impl ManagedStore {
     /// Whether a key has to prove itself before it is used.
     pub(crate) fn wants_proof(&self, key: &Key) -> bool {
         self.prove() != Prove::Never && !key.is_proven()
+    }
+
+    /// A listing, with what the configuration wants of the keys and none of them can.
+    #[must_use]
+    pub fn reviewed(&self, mut listing: Listing) -> Listing {
+        let decrypts = |key: &Arc<Key>| key.algorithms().contains(&Algorithm::RsaRaw);
+        let wants = !self.config.legacy && self.operations().contains(&Operation::Decrypt);
+        if wants && !listing.keys.is_empty() && !listing.keys.iter().any(decrypts) {
+            let what =
+                Failure::new(Class::Unsupported, "`operations` has `decrypt`, and no key of the store can");
+            let hint = "remove it: raw RSA is all that decrypts, and clouds, elliptic curves and many tokens lack it";
+            listing.findings.push(Finding::warning(self.name(), what, hint));
+        }
+        listing
     }
 
     /// Makes a call to the backend, unless it has refused its credentials before: nothing presents them again.

@@ -122,7 +122,7 @@ async fn survey_store(
     };
     let listed = async {
         store.store().open().await?;
-        store.store().keys().await
+        store.store().keys().await.map(|listing| store.reviewed(listing))
     };
     match listed.await {
         Ok(Listing { keys, findings, .. }) => {

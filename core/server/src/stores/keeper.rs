@@ -296,7 +296,8 @@ pub(super) async fn opened(store: Arc<ManagedStore>) -> Result<Listed, Failure> 
 }
 
 async fn listed(store: &Arc<ManagedStore>) -> Result<(Vec<Holder>, Vec<Finding>), Failure> {
-    let Listing { keys, findings, .. } = store.ask(store.store().keys()).await?;
+    let listing = store.ask(store.store().keys()).await?;
+    let Listing { keys, findings, .. } = store.reviewed(listing);
     Ok((keys.into_iter().map(|key| Holder::new(Arc::clone(store), key)).collect(), findings))
 }
 

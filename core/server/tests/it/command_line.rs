@@ -82,6 +82,25 @@ fn check_shows_notes_by_what_they_are_about_and_counts_them_as_nothing() {
 }
 
 #[test]
+fn a_store_that_may_decrypt_and_cannot_is_warned_of() {
+    let files = Files::new();
+    let lines = |name: &str| {
+        let key = files.path(&format!("keys/{name}.key")).display().to_string();
+        format!(
+            "private_key_stores:\n- {{name: {name}, plugin: file, config: {{file: {key}}}, operations: [sign, decrypt]}}\n"
+        )
+    };
+    let check =
+        |name: &str| stdout(&keystead(&["check", "-c", &files.config(&lines(name)).display().to_string()]));
+    let warning = "  warning  ed25519: `operations` has `decrypt`, and no key of the store can\n           hint: remove it";
+    let text = check("ed25519");
+    assert!(text.contains(warning), "{text}");
+    assert!(!check("rsa").contains("no key of the store can"));
+    let server = Server::start(&files, &lines("ed25519"));
+    assert!(server.wait_for("no key of the store can").contains(" WARN "));
+}
+
+#[test]
 fn a_note_is_logged_for_who_looks_for_it_and_nobody_else() {
     let files = Files::new();
     let server = Server::start(&files, &format!("{}log: {{level: debug}}\n", with_notes(&files)));
