@@ -20,6 +20,7 @@ mod openbao;
 mod outages;
 mod reloading;
 mod secrets;
+mod site;
 mod stopping;
 mod tls;
 mod token;

@@ -6,24 +6,20 @@ mod server;
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
+    process::Command,
     sync::LazyLock,
     thread,
     time::{Duration, Instant},
 };
 
 use keystead_plugin_host::testing;
-use openssl::pkey::{Id, PKey};
-use rcgen::{
-    CertificateParams, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519,
-    PKCS_RSA_SHA256, PublicKeyData, SignatureAlgorithm,
-};
 use serde_json::json;
-use x509_parser::prelude::{FromDer, SubjectPublicKeyInfo};
 
-use crate::world::{Files, PATIENCE, Server, authority};
+use crate::{
+    site::Site,
+    world::{Files, PATIENCE, Server},
+};
 use server::OpenBao;
 
 /// The directory with the plugin.
@@ -52,109 +48,18 @@ fn keystead(command: &str, config: &Path) -> Command {
     keystead
 }
 
-/// All of it, running.
-struct Site<'a> {
-    files: &'a Files,
-    server: Server,
-    edge: Child,
-    /// The port of the edge.
-    port: u16,
-}
-
-impl<'a> Site<'a> {
-    fn start(files: &'a Files, openbao: &OpenBao, token: &str) -> Self {
-        KEYS.iter().for_each(|(name, key_type)| openbao.make(name, key_type));
-        let server = Server::spawn(keystead("run", &files.config(&store(files, openbao, token))));
-        server.wait_until_ready();
-        let mut command = Command::new(testing::program("keystead-edge"));
-        command.args(["--listen", "127.0.0.1:0", "--server", &server.address.to_string()]);
-        command.args(["--server-name", "localhost"]);
-        for (flag, file) in [("--ca", "ca.pem"), ("--cert", "client.pem"), ("--key", "client-key.pem")] {
-            command.arg(flag).arg(files.path(file));
-        }
-        for chain in certify(files, openbao) {
-            command.arg("--site").arg(chain);
-        }
-        let mut edge = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let mut ready = String::new();
-        BufReader::new(edge.stdout.take().unwrap()).read_line(&mut ready).unwrap();
-        let port = ready.trim_end().rsplit(':').next().unwrap().parse().unwrap();
-        Self { files, server, edge, port }
-    }
-
-    /// Has curl shake hands as a version has it, with a signature of no other algorithm, and get the page. OpenSSL takes
-    /// the algorithms from its configuration.
-    fn visit(&self, name: &str, version: &str, signature: &str) -> Result<String, String> {
-        let sections = "openssl_conf = all\n[all]\nssl_conf = ssl\n[ssl]\nsystem_default = tls\n[tls]\n";
-        let openssl = format!("{sections}SignatureAlgorithms = {signature}\n");
-        let mut curl = Command::new("curl");
-        curl.env("OPENSSL_CONF", self.files.write("openssl.cnf", openssl.as_bytes()));
-        curl.args(["--disable", "--silent", "--show-error", "--fail", "--max-time", "20", "--noproxy", "*"]);
-        curl.args([&format!("--tlsv{version}"), "--tls-max", version, "--cacert"])
-            .arg(self.files.path("sites.pem"));
-        curl.args(["--resolve", &format!("{name}.test:{}:127.0.0.1", self.port)]);
-        let output = curl.arg(format!("https://{name}.test:{}/", self.port)).output();
-        let output = output.expect("curl runs; `apt-get install curl`");
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
-    }
-}
-
-impl Drop for Site<'_> {
-    fn drop(&mut self) {
-        let _ = self.edge.kill(); // it may have ended already
-        let _ = self.edge.wait();
-    }
-}
-
-/// The public half of a key that is elsewhere.
-struct Elsewhere {
-    bits: Vec<u8>,
-    algorithm: &'static SignatureAlgorithm,
-}
-
-impl Elsewhere {
-    fn new(spki: &[u8]) -> Self {
-        let key = PKey::public_key_from_der(spki).unwrap();
-        let (_, info) = SubjectPublicKeyInfo::from_der(spki).unwrap();
-        let bits = info.subject_public_key.data.to_vec();
-        let algorithm = match (key.id(), key.bits()) {
-            (Id::RSA, _) => &PKCS_RSA_SHA256,
-            (Id::EC, 256) => &PKCS_ECDSA_P256_SHA256,
-            (Id::EC, _) => &PKCS_ECDSA_P384_SHA384,
-            _ => &PKCS_ED25519,
-        };
-        Self { bits, algorithm }
-    }
-}
-
-impl PublicKeyData for Elsewhere {
-    fn der_bytes(&self) -> &[u8] {
-        &self.bits
-    }
-
-    fn algorithm(&self) -> &'static SignatureAlgorithm {
-        self.algorithm
-    }
-}
-
-/// Certificates over the keys, by an authority of sites.
-fn certify(files: &Files, openbao: &OpenBao) -> Vec<PathBuf> {
-    let (ca, root): (Issuer<'_, KeyPair>, _) = authority("sites");
-    files.write("sites.pem", root.as_bytes());
-    let issue = |name: &str| {
-        let leaf = CertificateParams::new([format!("{name}.test")]).unwrap();
-        let leaf = leaf.signed_by(&Elsewhere::new(&openbao.public_key(name)), &ca).unwrap();
-        files.write(&format!("{name}.test.pem"), leaf.pem().as_bytes())
-    };
-    KEYS.iter().map(|(name, _)| issue(name)).collect()
+/// All of it, running, with keys of every type.
+fn site<'a>(files: &'a Files, openbao: &OpenBao, token: &str) -> Site<'a> {
+    KEYS.iter().for_each(|(name, key_type)| openbao.make(name, key_type));
+    let keys = KEYS.map(|(name, _)| (name, openbao.public_key(name)));
+    Site::start(files, keystead("run", &files.config(&store(files, openbao, token))), &keys)
 }
 
 #[test]
 fn curl_shakes_hands_with_each_type_of_key_that_the_sandboxed_plugin_signs_with() {
     let (files, openbao) = (Files::new(), OpenBao::start());
     let token = openbao.token();
-    let site = Site::start(&files, &openbao, &token);
+    let site = site(&files, &openbao, &token);
     for (name, version, signature) in [
         ("rsa", "1.3", "rsa_pss_rsae_sha256"),
         ("rsa", "1.3", "rsa_pss_rsae_sha384"),
@@ -166,11 +71,7 @@ fn curl_shakes_hands_with_each_type_of_key_that_the_sandboxed_plugin_signs_with(
         ("rsa", "1.2", "RSA+SHA512"),
         ("p256", "1.2", "ECDSA+SHA256"),
     ] {
-        let page = site.visit(name, version, signature);
-        let page = page
-            .unwrap_or_else(|error| panic!("{name} {version} {signature}: {error}\n{}", site.server.log()));
-        assert!(page.contains(&format!("<h1>{name}.test</h1>")), "{page}");
-        assert!(page.contains(&format!("<dd>TLSv{}</dd>", version.replace('.', "_"))), "{page}");
+        site.must_serve(name, version, signature);
     }
     assert!(site.visit("p256", "1.3", "rsa_pss_rsae_sha256").is_err(), "no signature of another key passes");
     let status = site.server.status();
@@ -187,7 +88,7 @@ fn curl_shakes_hands_with_each_type_of_key_that_the_sandboxed_plugin_signs_with(
 fn an_openbao_that_is_killed_and_comes_back_is_served_again() {
     let (files, mut openbao) = (Files::new(), OpenBao::start());
     let token = openbao.token();
-    let site = Site::start(&files, &openbao, &token);
+    let site = site(&files, &openbao, &token);
     let visit = || site.visit("p256", "1.3", "ecdsa_secp256r1_sha256");
     assert!(visit().is_ok(), "{}", site.server.log());
     openbao.kill();
