@@ -7,6 +7,8 @@
 //! Everything here panics where it fails, as a test's own assertions do.
 
 mod inside;
+#[cfg(feature = "wasm")]
+mod memory;
 mod pypi;
 pub(crate) mod side;
 
@@ -31,6 +33,8 @@ use crate::{
 };
 
 pub use self::inside::InServer;
+#[cfg(feature = "wasm")]
+pub use self::memory::guests_hold;
 pub use self::pypi::{archives_from_pypi, from_pypi};
 pub use crate::process::InProcess;
 

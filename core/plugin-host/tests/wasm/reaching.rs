@@ -3,7 +3,7 @@
 
 use std::net::{TcpListener, UdpSocket};
 
-use keystead_plugin_host::Class;
+use keystead_plugin_host::{Class, StoreSpec, testing};
 use serde_json::json;
 
 use crate::{
@@ -102,6 +102,29 @@ async fn a_secret_stays_with_the_host_unless_it_is_exposed() {
     let failure = scene.comes_of("asks-openly", json!({"secret": "open"})).await;
     assert_eq!(failure.message, "got 6 bytes");
     assert_eq!(logged(&["hunter2"]), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_is_ever_in_a_guests_memory_unless_it_is_exposed() {
+    let (scene, service) = (Scene::new().await, Service::start().await);
+    let [hidden, shown] = ["hidden", "shown"].map(|name| format!("{name} from the guests, ").repeat(200));
+    let holds = |secret: &str| testing::guests_hold(secret.as_bytes().split_at(secret.len() - 40).1);
+    let vault = || Vault::of([("token", hidden.clone()), ("open", shown.clone())]);
+    let doer = async |name, deed| {
+        let change = |spec: &mut StoreSpec| {
+            service.grant(spec);
+            spec.secrets = Box::new(vault());
+        };
+        scene.doer(name, deed, change).await
+    };
+    let errand = json!({"url": service.url("/hello"), "form": [["key", "secret:token"]]});
+    let sends = doer("sends", json!({"fetch": errand})).await;
+    assert_eq!(sends.does_it(PATIENCE).await.message, "answered 200: hello");
+    assert!(service.heard().concat().contains("hidden+from+the+guests"));
+    assert!(!holds(&hidden), "filled in by the host");
+    let asks = doer("asks", json!({"secret": "open"})).await;
+    assert_eq!(asks.does_it(PATIENCE).await.message, format!("got {} bytes", shown.len()));
+    assert!(holds(&shown), "it was given away");
 }
 
 #[tokio::test(flavor = "multi_thread")]
