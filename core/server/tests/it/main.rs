@@ -14,11 +14,11 @@ mod faults;
 mod isolation;
 mod matrix;
 mod migration;
-#[expect(dead_code, reason = "the benchmarks use more of it")]
 mod misbehaving;
 mod openbao;
 mod outages;
 mod reloading;
+mod remote_token;
 mod secrets;
 mod site;
 mod stopping;

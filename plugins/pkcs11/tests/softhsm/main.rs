@@ -5,6 +5,7 @@
 mod bench;
 mod kryoptic;
 mod opencryptoki;
+mod p11_kit;
 mod remote;
 mod tpm;
 
