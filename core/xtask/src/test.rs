@@ -20,8 +20,12 @@ const SUITES: [(&str, &str); 2] = [
 ];
 
 /// The packages that are built as components, and what they are made with.
-const COMPONENTS: [&str; 3] =
-    ["keystead-plugin-api", "keystead-plugin-openbao-transit", "keystead-plugin-hostile-wasm"];
+const COMPONENTS: [&str; 4] = [
+    "keystead-plugin-api",
+    "keystead-plugin-gcp",
+    "keystead-plugin-openbao-transit",
+    "keystead-plugin-hostile-wasm",
+];
 
 /// The steps, cheapest refusal first.
 const STEPS: &[Step] = &[

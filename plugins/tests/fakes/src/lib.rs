@@ -11,6 +11,7 @@
 
 mod authority;
 mod disturbance;
+pub mod gcp;
 mod proxy;
 mod server;
 

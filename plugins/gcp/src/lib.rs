@@ -1,0 +1,225 @@
+//! Private keys in Google Cloud KMS and Cloud HSM, which never give them away: the plugin asks for signatures by REST.
+//!
+//! It keeps nothing between two calls, since its instance may be gone after any of them: a key's id says all that is
+//! needed to sign with it, and the access token lives with the host. Credentials are filled in, or signed with, by the
+//! host. In reading order: `resource` knows names, `ability` algorithms, `kms` the service's JSON and its checksums,
+//! `refusal` what its errors mean, `credential` who asks.
+
+#![forbid(unsafe_code)]
+
+mod ability;
+mod credential;
+mod endpoint;
+mod kms;
+mod listing;
+mod refusal;
+mod resource;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use keystead_plugin_api::{
+    Advice, Algorithm, Backend, Call, Description, Error, Health, Host, Isolation, Listing, Output, Secret,
+    http::{Request, Response},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+
+use crate::{
+    credential::{Credential, authorized},
+    resource::{Selector, Version},
+};
+
+keystead_plugin_api::export_backend!(Kms);
+
+/// The name of the access token among the values that the host keeps.
+const TOKEN: &str = "access-token";
+
+/// How long a token must still live to be sent along: as long as a request may take.
+const SPARE: Duration = Duration::from_secs(10);
+
+/// When a token is replaced ahead of time: a metadata server has another one from four minutes before the end on.
+const EARLY: Duration = Duration::from_secs(225);
+
+/// A store of keys in Cloud KMS.
+pub struct Kms {
+    host: Host,
+    config: Config,
+}
+
+/// The configuration, as the README explains it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    uris: Vec<String>,
+    #[serde(default)]
+    versions: Wanted,
+    prefix: Option<String>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    #[serde(default)]
+    credential: Credential,
+    #[serde(default = "Written::endpoint")]
+    endpoint: String,
+    quota_project: Option<String>,
+}
+
+/// Which of a key's enabled versions are served.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Wanted {
+    #[default]
+    Newest,
+    Enabled,
+}
+
+/// The same, checked.
+struct Config {
+    chosen: Vec<Selector>,
+    versions: Wanted,
+    prefix: String,
+    labels: BTreeMap<String, String>,
+    credential: Credential,
+    endpoint: String,
+    quota_project: Option<String>,
+}
+
+impl Written {
+    fn endpoint() -> String {
+        "https://cloudkms.googleapis.com".to_owned()
+    }
+
+    /// Whatever becomes part of a URL stays the part that it is.
+    fn check(self) -> Result<Config, Error> {
+        let Self { uris, versions, prefix, labels, credential, endpoint, quota_project } = self;
+        let selector = |(index, uri): (usize, &String)| {
+            let unknown = || Error::invalid(format!("config: `uris[{index}]`: {}", resource::EXPECTED));
+            Selector::parse(uri).ok_or_else(unknown)
+        };
+        let prefix = prefix.unwrap_or_default();
+        if !prefix.is_empty() && !resource::is_prefix(&prefix) {
+            return Err(Error::invalid(
+                "config: `prefix`: expected how names of keys begin: letters, digits, `-` and `_`",
+            ));
+        }
+        Ok(Config {
+            chosen: uris.iter().enumerate().map(selector).collect::<Result<_, _>>()?,
+            versions,
+            prefix,
+            labels,
+            credential: credential.check()?,
+            endpoint: endpoint::of("`endpoint`", &endpoint)?,
+            quota_project,
+        })
+    }
+}
+
+impl Config {
+    fn serves(&self, version: &Version) -> bool {
+        self.chosen.iter().any(|chosen| {
+            let whole_ring = matches!(chosen, Selector::Ring(_));
+            chosen.covers(version) && (!whole_ring || version.key.key.starts_with(&self.prefix))
+        })
+    }
+}
+
+impl Backend for Kms {
+    const DESCRIPTION: Description = Description {
+        name: "gcp",
+        version: env!("CARGO_PKG_VERSION"),
+        vendor: "Keystead",
+        isolation: Isolation::Inline,
+        lanes_max: None,
+        schema: include_str!("schema.json"),
+    };
+
+    /// Asks nobody: an instance may be made for a single signature.
+    fn open(host: Host) -> Result<Self, Error> {
+        Ok(Self { config: host.config::<Written>()?.check()?, host })
+    }
+
+    fn keys(&self, call: &Call<'_>) -> Result<Listing, Error> {
+        self.token(call, SPARE)?;
+        listing::list(self, call)
+    }
+
+    fn sign(
+        &self,
+        call: &Call<'_>,
+        key: &[u8],
+        algorithm: Algorithm,
+        input: &[u8],
+        out: &mut Output<'_>,
+    ) -> Result<(), Error> {
+        let known = Version::of_id(key).filter(|(version, _)| self.config.serves(version));
+        let (version, ability) = known.ok_or_else(Error::unknown_key)?;
+        let input = ability.input(algorithm, input)?;
+        let request =
+            Request::new("POST", self.url(&format!("{version}:asymmetricSign"))).json(&kms::request(&input));
+        let doing = format!("signing with `{}`", version.label());
+        let signature: kms::Signature = self.ask(call, &doing, &request)?;
+        out.write(&signature.bytes(&version, &input).map_err(|error| kms::about(&doing, error))?)
+    }
+
+    /// Cloud KMS decrypts OAEP alone, which no handshake has.
+    fn decrypt(
+        &self,
+        _call: &Call<'_>,
+        key: &[u8],
+        algorithm: Algorithm,
+        _input: &[u8],
+        _out: &mut Output<'_>,
+    ) -> Result<(), Error> {
+        let known = Version::of_id(key).filter(|(version, _)| self.config.serves(version));
+        Err(known.map_or_else(Error::unknown_key, |_| Error::unsupported(algorithm)))
+    }
+
+    fn advice(&self) -> Advice {
+        // Each lane waits for the network nearly all of the time.
+        Advice { lanes: Some(64), stuck_after: None }
+    }
+
+    /// Gets another token before the one that is used ends, and looks for what was rotated, enabled or disabled.
+    fn health(&self, call: &Call<'_>) -> Result<Health, Error> {
+        self.token(call, EARLY)?;
+        listing::generation(self, call).map(|generation| Health { generation })
+    }
+
+    fn close(&self, _grace: Duration) {}
+}
+
+impl Kms {
+    fn url(&self, path: &str) -> String {
+        format!("{}/v1/{path}", self.config.endpoint)
+    }
+
+    fn token(&self, call: &Call<'_>, at_least: Duration) -> Result<Secret, Error> {
+        self.host.cached(call, TOKEN, at_least, || self.config.credential.token(self.host, call))
+    }
+
+    /// Asks the service, and takes a successful answer apart.
+    fn ask<T: DeserializeOwned>(&self, call: &Call<'_>, doing: &str, request: &Request) -> Result<T, Error> {
+        let response = self.fetch(call, request).map_err(|error| kms::about(doing, error))?;
+        match response.status {
+            200 => kms::read(doing, &response),
+            _ => Err(refusal::of_the_api(doing, &response)),
+        }
+    }
+
+    /// Where a token is refused that should live, it was revoked: another one is tried, once.
+    fn fetch(&self, call: &Call<'_>, request: &Request) -> Result<Response, Error> {
+        let token = self.token(call, SPARE)?;
+        let response = self.host.fetch(call, &self.with(request, &token))?;
+        if response.status != 401 {
+            return Ok(response);
+        }
+        self.host.forget(TOKEN, &token);
+        self.host.fetch(call, &self.with(request, &self.token(call, SPARE)?))
+    }
+
+    fn with(&self, request: &Request, token: &Secret) -> Request {
+        let request = authorized(request.clone(), token);
+        match &self.config.quota_project {
+            Some(project) => request.header("x-goog-user-project", project.as_str()),
+            None => request,
+        }
+    }
+}

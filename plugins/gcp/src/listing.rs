@@ -1,0 +1,237 @@
+//! Which versions are served, and what an operator should know of them.
+
+use std::{
+    collections::BTreeSet,
+    hash::{DefaultHasher, Hash, Hasher},
+};
+
+use keystead_plugin_api::{Call, CallClass, Code, Error, Finding, Key, Listing, Severity, http::Request};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    Kms, Wanted,
+    ability::Ability,
+    kms::{self, DescribedVersion, Keys, PublicKey, Versions},
+    resource::{CryptoKey, Ring, Selector, Version},
+};
+
+/// How many entries a page has: the most that the service gives.
+const PAGE: u32 = 1000;
+
+/// How many pages are read, at most: a service that never ends is broken.
+const PAGES_MAX: u32 = 100;
+
+/// The purpose of a key that signs.
+const SIGNS: &str = "ASYMMETRIC_SIGN";
+
+/// The versions that the configuration chooses, and what came of the rest.
+#[derive(Default)]
+struct Chosen {
+    versions: Vec<Version>,
+    findings: Vec<Finding>,
+}
+
+/// A version that is served.
+struct Served {
+    version: Version,
+    ability: Ability,
+    key: Key,
+}
+
+/// Every key, with what could not be opened and why.
+pub(crate) fn list(store: &Kms, call: &Call<'_>) -> Result<Listing, Error> {
+    let Chosen { versions, mut findings } = chosen(store, call)?;
+    let mut served = Vec::new();
+    for version in versions {
+        match public_key(store, call, &version).and_then(|key| serve(version.clone(), &key)) {
+            Ok(Ok(key)) => served.push(key),
+            Ok(Err(note)) => findings.push(note),
+            Err(error) if is_about_one_key(&error) => findings.push(finding(version, error)),
+            Err(error) => return Err(error),
+        }
+    }
+    findings.extend(served.iter().filter_map(|one| lack(one, &served)));
+    Ok(Listing { keys: served.into_iter().map(|one| one.key).collect(), findings })
+}
+
+/// A number that changes with what [`list`] would answer. The public half of a version never does: only where nothing
+/// else says whether a version can be used, it is asked for.
+pub(crate) fn generation(store: &Kms, call: &Call<'_>) -> Result<u64, Error> {
+    let Chosen { versions, findings } = chosen(store, call)?;
+    let mut hasher = DefaultHasher::new();
+    findings.iter().for_each(|finding| (&finding.subject, finding.error.code).hash(&mut hasher));
+    for version in versions {
+        version.hash(&mut hasher);
+        if store.config.chosen.contains(&Selector::Version(version.clone())) {
+            match public_key(store, call, &version) {
+                Ok(_) => true.hash(&mut hasher),
+                Err(error) if is_about_one_key(&error) => error.code.hash(&mut hasher),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(hasher.finish())
+}
+
+fn chosen(store: &Kms, call: &Call<'_>) -> Result<Chosen, Error> {
+    let mut chosen = Chosen::default();
+    for selector in &store.config.chosen {
+        let added = match selector {
+            Selector::Version(version) => {
+                chosen.versions.push(version.clone());
+                Ok(())
+            }
+            Selector::Key(key) => chosen.add_key(store, call, key),
+            Selector::Ring(ring) => chosen.add_ring(store, call, ring),
+        };
+        match added {
+            Err(error) if is_about_one_key(&error) => chosen.findings.push(finding(selector, error)),
+            added => added?,
+        }
+    }
+    let mut seen = BTreeSet::new();
+    chosen.versions.retain(|version| seen.insert(version.to_string()));
+    Ok(chosen)
+}
+
+impl Chosen {
+    fn add_ring(&mut self, store: &Kms, call: &Call<'_>, ring: &Ring) -> Result<(), Error> {
+        let doing = format!("listing the keys of `{ring}`");
+        let keys = pages(store, call, &doing, &format!("{ring}/cryptoKeys"), "", |page: Keys| {
+            (page.crypto_keys, page.next_page_token)
+        })?;
+        let wanted = |labels: &std::collections::BTreeMap<String, String>| {
+            store.config.labels.iter().all(|(name, value)| labels.get(name) == Some(value))
+        };
+        for described in keys {
+            let key = ring.key(&described.name).ok_or_else(|| strange(&doing))?;
+            if !key.key.starts_with(&store.config.prefix) || !wanted(&described.labels) {
+                continue;
+            }
+            if described.purpose != SIGNS {
+                let why = format!("passed over: its purpose is {}, and not {SIGNS}", described.purpose);
+                self.findings.push(Finding::note(described.name, why));
+                continue;
+            }
+            match self.add_key(store, call, &key) {
+                Err(error) if is_about_one_key(&error) => self.findings.push(finding(key, error)),
+                added => added?,
+            }
+        }
+        Ok(())
+    }
+
+    fn add_key(&mut self, store: &Kms, call: &Call<'_>, key: &CryptoKey) -> Result<(), Error> {
+        let doing = format!("listing the versions of `{key}`");
+        let filter = "&filter=state%3DENABLED";
+        let versions =
+            pages(store, call, &doing, &format!("{key}/cryptoKeyVersions"), filter, |page: Versions| {
+                (page.crypto_key_versions, page.next_page_token)
+            })?;
+        let enabled = versions.into_iter().filter(|DescribedVersion { state, .. }| state == "ENABLED");
+        let enabled = enabled.map(|version| key.version(&version.name).ok_or_else(|| strange(&doing)));
+        let mut enabled = enabled.collect::<Result<Vec<_>, _>>()?;
+        enabled.sort_by_key(|version| std::cmp::Reverse(version.number));
+        if enabled.is_empty() {
+            self.findings.push(none_enabled(key));
+        }
+        let count = if store.config.versions == Wanted::Newest { 1 } else { enabled.len() };
+        self.versions.extend(enabled.into_iter().take(count));
+        Ok(())
+    }
+}
+
+/// All of a list that comes in pages.
+fn pages<P: DeserializeOwned, T>(
+    store: &Kms,
+    call: &Call<'_>,
+    doing: &str,
+    path: &str,
+    filter: &str,
+    parts: impl Fn(P) -> (Vec<T>, String),
+) -> Result<Vec<T>, Error> {
+    let (mut all, mut token) = (Vec::new(), String::new());
+    for _ in 0..PAGES_MAX {
+        let at: String = form_urlencoded::byte_serialize(token.as_bytes()).collect();
+        let url = store.url(&format!("{path}?pageSize={PAGE}&pageToken={at}{filter}"));
+        let (page, next) = parts(store.ask(call, doing, &Request::new("GET", url))?);
+        all.extend(page);
+        if next.is_empty() {
+            return Ok(all);
+        }
+        token = next;
+    }
+    Err(kms::about(doing, kms::broken(&format!("more than {PAGES_MAX} pages"))))
+}
+
+fn public_key(store: &Kms, call: &Call<'_>, version: &Version) -> Result<PublicKey, Error> {
+    let doing = format!("reading the public key of `{}`", version.label());
+    let request = Request::new("GET", store.url(&format!("{version}/publicKey")));
+    store.ask(call, &doing, &request)
+}
+
+/// A version as a key of the listing, or why it isn't one.
+fn serve(version: Version, public: &PublicKey) -> Result<Result<Served, Finding>, Error> {
+    let doing = format!("reading the public key of `{}`", version.label());
+    let spki = public.spki(&version).map_err(|error| kms::about(&doing, error))?;
+    let Some(ability) = Ability::of(&public.algorithm) else {
+        let why = format!("passed over: {} doesn't sign for TLS", public.algorithm);
+        return Ok(Err(Finding::note(version.to_string(), why)));
+    };
+    let Some(id) = version.id(ability) else {
+        let error = Error::invalid("its name is longer than an id of a key can be (255 bytes)");
+        return Ok(Err(finding(version, error)));
+    };
+    let label = format!("{} ({})", version.label(), public.protection_level);
+    let key = Key { id, spki, label, algorithms: ability.algorithms(), call_class: CallClass::Blocking };
+    Ok(Ok(Served { version, ability, key }))
+}
+
+/// What a key of RSA can't do that a handshake may need, where no other of the store does it with the same key pair.
+fn lack(one: &Served, all: &[Served]) -> Option<Finding> {
+    let beside = |does: fn(Ability) -> bool| {
+        all.iter().any(|other| other.key.spki == one.key.spki && does(other.ability))
+    };
+    let subject = one.version.to_string();
+    if one.ability.is_pkcs1() && !beside(Ability::is_pss) {
+        let what = "it signs with PKCS#1 v1.5 and not with PSS, which TLS 1.3 needs: a key of Cloud KMS has one padding";
+        let hint = "import the same private key a second time, with an algorithm RSA_SIGN_PSS_…, into a key of this store, and \
+                    the two serve as one; or use a key on P-256";
+        let error = Error::new(Code::Unsupported, what);
+        return Some(Finding { severity: Severity::Warning, subject, error, hint: hint.to_owned() });
+    }
+    let note = "it signs with PSS and not with PKCS#1 v1.5, which clients of TLS 1.2 need that know no PSS";
+    (one.ability.is_pss() && !beside(Ability::is_pkcs1)).then(|| Finding::note(subject, note))
+}
+
+fn none_enabled(key: &CryptoKey) -> Finding {
+    let error = Error::new(Code::NotFound, "no version of it is enabled");
+    finding(key, error)
+}
+
+/// Something that keeps a key, or several, from being served.
+fn finding(subject: impl ToString, error: Error) -> Finding {
+    let hint = match error.code {
+        Code::NotFound => {
+            "`gcloud kms keys versions list` shows what there is; a name is as it is shown there"
+        }
+        Code::Denied if error.message.contains("FAILED_PRECONDITION") => {
+            "`gcloud kms keys versions enable` enables it, where it isn't destroyed"
+        }
+        Code::Denied => {
+            "to sign, an account needs the role `roles/cloudkms.signerVerifier` on the key or its ring; to find versions and keys, \
+             `roles/cloudkms.viewer` as well"
+        }
+        _ => "",
+    };
+    Finding { severity: Severity::Error, subject: subject.to_string(), error, hint: hint.to_owned() }
+}
+
+/// Whether an error is the service's, and says nothing about other keys.
+fn is_about_one_key(error: &Error) -> bool {
+    error.vendor.is_some() && matches!(error.code, Code::NotFound | Code::Denied | Code::InvalidInput)
+}
+
+fn strange(doing: &str) -> Error {
+    kms::about(doing, kms::broken("a name that isn't one of those asked for"))
+}
