@@ -165,14 +165,18 @@ impl Service {
         }
     }
 
-    /// Tries the stores in turn, those that are well first: another may be allowed, able or awake where one isn't. Of
-    /// the failures, one that may pass counts most, then the first; there is none where no key may be used.
+    /// Tries the stores in turn, those that are well first: another may be allowed or awake where one isn't. Where one of
+    /// the keys can do what is asked, the others aren't: of a key pair, a service may have a key for each padding. Of the
+    /// failures, one that may pass counts most, then the first; there is none where no key may be used.
     async fn with_each<'h>(
         &self,
         holders: &'h [Holder],
         work: &Work<'_>,
     ) -> Result<Vec<u8>, Option<(&'h Holder, Failure)>> {
-        let trusted = || holders.iter().filter(|holder| !holder.is_disproven());
+        let can = |holder: &Holder| holder.key().algorithms().contains(&work.algorithm);
+        let one_can = holders.iter().any(|holder| !holder.is_disproven() && can(holder));
+        let fit = |holder: &&Holder| !holder.is_disproven() && can(holder) == one_can;
+        let trusted = || holders.iter().filter(fit);
         let preferred = trusted().filter(|holder| holder.store().is_preferred());
         let others = trusted().filter(|holder| !holder.store().is_preferred());
         let mut failed: Option<(&Holder, Failure)> = None;

@@ -220,6 +220,27 @@ fn where_two_stores_hold_a_key_the_one_that_may_does() {
 }
 
 #[test]
+fn where_two_keys_are_of_one_pair_the_one_that_can_is_asked_alone() {
+    let files = Files::new();
+    let p256 = files.path("keys/p256.key");
+    let stores = format!(
+        "{}- {{name: other, plugin: file, config: {{file: {}}}}}\n",
+        hostile(&files, ""),
+        p256.display()
+    );
+    let server = Server::start(&files, &stores);
+    let mut client = Client::connect(&files, &server);
+    assert!(
+        client.ask(skis()["p256"], Opcode::ECDSA_SIGN_SHA384, &[1; 48]).is_ok(),
+        "the first one knows SHA-256 alone"
+    );
+    let metrics = server.get("/metrics").1;
+    let requests = metrics.lines().filter(|line| line.starts_with("keystead_store_requests_total{"));
+    let used: Vec<_> = requests.filter(|line| !line.ends_with(" 0")).collect();
+    assert_eq!(used, ["keystead_store_requests_total{op=\"sign\",result=\"ok\",store=\"other\"} 1"]);
+}
+
+#[test]
 fn a_key_that_hangs_while_it_proves_itself_is_answered_for_at_the_deadline() {
     let files = Files::new();
     let stores = hostile(&files, "sign: hang, class: blocking").replace("prove: never, ", "");
