@@ -7,6 +7,7 @@ mod activation;
 mod administration;
 mod backends;
 mod clients;
+mod clouds;
 mod command_line;
 mod deadly;
 mod exchanges;

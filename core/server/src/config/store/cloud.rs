@@ -56,7 +56,8 @@ impl Cloud<'_> {
         let known = AUTHORITIES.iter().find(|(end, _)| host.ends_with(end)).map(|(_, authority)| *authority);
         let authority = self.variable("AZURE_AUTHORITY_HOST");
         let authority = authority.as_deref().or(known).unwrap_or("https://login.microsoftonline.com");
-        let credential = self.azure_credential(authority.trim_end_matches('/'));
+        let authority = authority.trim_end_matches('/');
+        let credential = self.azure_credential(authority);
         self.set_credential(credential);
     }
 
@@ -72,17 +73,17 @@ impl Cloud<'_> {
                 self.secret(name, member(&file, pointer), exposed);
             }
             self.grant(authority, &["POST"], &["client_secret"], &[]);
-            return json!({"type": "client_secret"});
+            return json!({"type": "client_secret", "authority": authority});
         }
         if self.variable("AZURE_CLIENT_SECRET").is_some() {
             self.secret("client_secret", SecretSource::Env("AZURE_CLIENT_SECRET".to_owned()), false);
             self.grant(authority, &["POST"], &["client_secret"], &[]);
-            return json!({"type": "client_secret", "tenant": tenant, "client_id": client});
+            return json!({"type": "client_secret", "authority": authority, "tenant": tenant, "client_id": client});
         }
         if let Some(file) = self.variable("AZURE_FEDERATED_TOKEN_FILE") {
             self.secret("federated_token", SecretSource::File(file.into()), false);
             self.grant(authority, &["POST"], &["federated_token"], &[]);
-            return json!({"type": "workload_identity", "tenant": tenant, "client_id": client});
+            return json!({"type": "workload_identity", "authority": authority, "tenant": tenant, "client_id": client});
         }
         for variable in ["AZURE_CERTIFICATE_PATH", "AZURE_USERNAME"] {
             if self.variable(variable).is_some() {

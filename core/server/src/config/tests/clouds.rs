@@ -45,7 +45,10 @@ fn an_entry_of_azure_asks_as_the_environment_says() {
 
     let id = [("AZURE_TENANT_ID", "t"), ("AZURE_CLIENT_ID", "c")];
     let secret = store(VAULT, &[&id[..], &[("AZURE_CLIENT_SECRET", "sesame")]].concat());
-    assert_eq!(credential(&secret), r#"{"client_id":"c","tenant":"t","type":"client_secret"}"#);
+    assert_eq!(
+        credential(&secret),
+        r#"{"authority":"https://login.microsoftonline.com","client_id":"c","tenant":"t","type":"client_secret"}"#
+    );
     assert_eq!(grants(&secret)[1], "POST https://login.microsoftonline.com:443 [client_secret]");
     assert_eq!(secret.secrets["client_secret"], SecretSource::Env("AZURE_CLIENT_SECRET".to_owned()));
     assert!(!format!("{secret:?}").contains("sesame") && secret.exposed.is_empty());
@@ -53,11 +56,17 @@ fn an_entry_of_azure_asks_as_the_environment_says() {
     let workload =
         [&id[..], &[("AZURE_FEDERATED_TOKEN_FILE", "/t"), ("AZURE_AUTHORITY_HOST", "https://a.example/")]];
     let workload = store(VAULT, &workload.concat());
-    assert_eq!(credential(&workload), r#"{"client_id":"c","tenant":"t","type":"workload_identity"}"#);
+    assert_eq!(
+        credential(&workload),
+        r#"{"authority":"https://a.example","client_id":"c","tenant":"t","type":"workload_identity"}"#
+    );
     assert_eq!(grants(&workload)[1], "POST https://a.example:443 [federated_token]");
 
     let file = store(VAULT, &[("AZURE_AUTH_LOCATION", "/auth.json"), ("AZURE_CLIENT_SECRET", "sesame")]);
-    assert_eq!(credential(&file), r#"{"type":"client_secret"}"#);
+    assert_eq!(
+        credential(&file),
+        r#"{"authority":"https://login.microsoftonline.com","type":"client_secret"}"#
+    );
     let source =
         SecretSource::Member(SecretSource::File("/auth.json".into()).into(), "/clientSecret".to_owned());
     assert_eq!(file.secrets["client_secret"], source);
