@@ -145,6 +145,20 @@ impl Credential {
 
     /// A new access token, and how long it lives.
     pub(crate) fn token(&self, host: Host, call: &Call<'_>) -> Result<(Secret, Duration), Error> {
+        self.get(host, call).map_err(|error| self.judge(error))
+    }
+
+    /// A credential that was refused is presented no more until the operator gives another. One that renews itself is:
+    /// the next may be good, and there is nothing that could be locked.
+    pub(crate) fn judge(&self, mut error: Error) -> Error {
+        let renews_itself = matches!(self, Self::Metadata { .. } | Self::WorkloadIdentity { .. });
+        if renews_itself && error.code == Code::Credentials {
+            error.code = Code::Denied;
+        }
+        error
+    }
+
+    fn get(&self, host: Host, call: &Call<'_>) -> Result<(Secret, Duration), Error> {
         match self {
             Self::Metadata { endpoint, account } => of_the_machine(host, call, endpoint, account),
             Self::ServiceAccount { client_email, private_key_id } => {

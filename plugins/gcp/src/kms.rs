@@ -137,6 +137,8 @@ pub(crate) struct DescribedVersion {
     pub(crate) name: String,
     #[serde(default)]
     pub(crate) state: String,
+    #[serde(default)]
+    pub(crate) algorithm: String,
 }
 
 /// Takes a successful answer apart.
@@ -151,7 +153,7 @@ pub(crate) fn about(doing: &str, mut error: Error) -> Error {
 }
 
 fn is_of(version: &Version, name: &str) -> Result<(), Error> {
-    match name == version.to_string() {
+    match version.is_called(name) {
         true => Ok(()),
         false => Err(broken("for another version of a key than the one that was asked for")),
     }

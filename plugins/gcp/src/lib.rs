@@ -200,7 +200,7 @@ impl Kms {
         let response = self.fetch(call, request).map_err(|error| kms::about(doing, error))?;
         match response.status {
             200 => kms::read(doing, &response),
-            _ => Err(refusal::of_the_api(doing, &response)),
+            _ => Err(self.config.credential.judge(refusal::of_the_api(doing, &response))),
         }
     }
 

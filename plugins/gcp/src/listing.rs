@@ -1,6 +1,7 @@
 //! Which versions are served, and what an operator should know of them.
 
 use std::{
+    cmp::Reverse,
     collections::BTreeSet,
     hash::{DefaultHasher, Hash, Hasher},
 };
@@ -9,9 +10,9 @@ use keystead_plugin_api::{Call, CallClass, Code, Error, Finding, Key, Listing, S
 use serde::de::DeserializeOwned;
 
 use crate::{
-    Kms, Wanted,
+    Config, Kms, Wanted,
     ability::Ability,
-    kms::{self, DescribedVersion, Keys, PublicKey, Versions},
+    kms::{self, Keys, PublicKey, Versions},
     resource::{CryptoKey, Ring, Selector, Version},
 };
 
@@ -23,6 +24,9 @@ const PAGES_MAX: u32 = 100;
 
 /// The purpose of a key that signs.
 const SIGNS: &str = "ASYMMETRIC_SIGN";
+
+/// Why nothing of a key is served.
+const NONE_ENABLED: &str = "no version of it that signs for TLS is enabled";
 
 /// The versions that the configuration chooses, and what came of the rest.
 #[derive(Default)]
@@ -81,7 +85,7 @@ fn chosen(store: &Kms, call: &Call<'_>) -> Result<Chosen, Error> {
                 chosen.versions.push(version.clone());
                 Ok(())
             }
-            Selector::Key(key) => chosen.add_key(store, call, key),
+            Selector::Key(key) => chosen.add_named(store, call, key),
             Selector::Ring(ring) => chosen.add_ring(store, call, ring),
         };
         match added {
@@ -100,20 +104,14 @@ impl Chosen {
         let keys = pages(store, call, &doing, &format!("{ring}/cryptoKeys"), "", |page: Keys| {
             (page.crypto_keys, page.next_page_token)
         })?;
-        let wanted = |labels: &std::collections::BTreeMap<String, String>| {
-            store.config.labels.iter().all(|(name, value)| labels.get(name) == Some(value))
-        };
+        let Config { prefix, labels, .. } = &store.config;
         for described in keys {
             let key = ring.key(&described.name).ok_or_else(|| strange(&doing))?;
-            if !key.key.starts_with(&store.config.prefix) || !wanted(&described.labels) {
+            let labelled = labels.iter().all(|(name, value)| described.labels.get(name) == Some(value));
+            if !key.key.starts_with(prefix) || !labelled {
                 continue;
             }
-            if described.purpose != SIGNS {
-                let why = format!("passed over: its purpose is {}, and not {SIGNS}", described.purpose);
-                self.findings.push(Finding::note(described.name, why));
-                continue;
-            }
-            match self.add_key(store, call, &key) {
+            match self.add_found(store, call, &key, &described.purpose) {
                 Err(error) if is_about_one_key(&error) => self.findings.push(finding(key, error)),
                 added => added?,
             }
@@ -121,23 +119,51 @@ impl Chosen {
         Ok(())
     }
 
-    fn add_key(&mut self, store: &Kms, call: &Call<'_>, key: &CryptoKey) -> Result<(), Error> {
-        let doing = format!("listing the versions of `{key}`");
-        let filter = "&filter=state%3DENABLED";
-        let versions =
-            pages(store, call, &doing, &format!("{key}/cryptoKeyVersions"), filter, |page: Versions| {
-                (page.crypto_key_versions, page.next_page_token)
-            })?;
-        let enabled = versions.into_iter().filter(|DescribedVersion { state, .. }| state == "ENABLED");
-        let enabled = enabled.map(|version| key.version(&version.name).ok_or_else(|| strange(&doing)));
-        let mut enabled = enabled.collect::<Result<Vec<_>, _>>()?;
-        enabled.sort_by_key(|version| std::cmp::Reverse(version.number));
-        if enabled.is_empty() {
-            self.findings.push(none_enabled(key));
+    /// A key that is named: it is wrong if there is nothing to serve of it.
+    fn add_named(&mut self, store: &Kms, call: &Call<'_>, key: &CryptoKey) -> Result<(), Error> {
+        if self.add_versions(store, call, key)? == 0 {
+            self.findings.push(finding(key, Error::new(Code::NotFound, NONE_ENABLED)));
         }
-        let count = if store.config.versions == Wanted::Newest { 1 } else { enabled.len() };
-        self.versions.extend(enabled.into_iter().take(count));
         Ok(())
+    }
+
+    /// A key that was found in a ring, where there are others, too.
+    fn add_found(
+        &mut self,
+        store: &Kms,
+        call: &Call<'_>,
+        key: &CryptoKey,
+        purpose: &str,
+    ) -> Result<(), Error> {
+        let why = match purpose {
+            SIGNS if self.add_versions(store, call, key)? > 0 => return Ok(()),
+            SIGNS => NONE_ENABLED.to_owned(),
+            other => format!("its purpose is {other}, and not {SIGNS}"),
+        };
+        self.findings.push(Finding::note(key.to_string(), format!("passed over: {why}")));
+        Ok(())
+    }
+
+    /// Adds the versions of a key that are wanted; answers how many.
+    fn add_versions(&mut self, store: &Kms, call: &Call<'_>, key: &CryptoKey) -> Result<usize, Error> {
+        let doing = format!("listing the versions of `{key}`");
+        let (path, filter) = (format!("{key}/cryptoKeyVersions"), "&filter=state%3DENABLED");
+        let versions = pages(store, call, &doing, &path, filter, |page: Versions| {
+            (page.crypto_key_versions, page.next_page_token)
+        })?;
+        let mut enabled = Vec::new();
+        for described in versions.into_iter().filter(|described| described.state == "ENABLED") {
+            let version = key.version(&described.name).ok_or_else(|| strange(&doing))?;
+            match Ability::of(&described.algorithm) {
+                Some(_) => enabled.push(version),
+                None => self.findings.push(no_use(&version, &described.algorithm)),
+            }
+        }
+        enabled.sort_by_key(|version| Reverse(version.number));
+        enabled.truncate(if store.config.versions == Wanted::Newest { 1 } else { usize::MAX });
+        let added = enabled.len();
+        self.versions.extend(enabled);
+        Ok(added)
     }
 }
 
@@ -175,8 +201,7 @@ fn serve(version: Version, public: &PublicKey) -> Result<Result<Served, Finding>
     let doing = format!("reading the public key of `{}`", version.label());
     let spki = public.spki(&version).map_err(|error| kms::about(&doing, error))?;
     let Some(ability) = Ability::of(&public.algorithm) else {
-        let why = format!("passed over: {} doesn't sign for TLS", public.algorithm);
-        return Ok(Err(Finding::note(version.to_string(), why)));
+        return Ok(Err(no_use(&version, &public.algorithm)));
     };
     let Some(id) = version.id(ability) else {
         let error = Error::invalid("its name is longer than an id of a key can be (255 bytes)");
@@ -204,9 +229,8 @@ fn lack(one: &Served, all: &[Served]) -> Option<Finding> {
     (one.ability.is_pss() && !beside(Ability::is_pkcs1)).then(|| Finding::note(subject, note))
 }
 
-fn none_enabled(key: &CryptoKey) -> Finding {
-    let error = Error::new(Code::NotFound, "no version of it is enabled");
-    finding(key, error)
+fn no_use(version: &Version, algorithm: &str) -> Finding {
+    Finding::note(version.to_string(), format!("passed over: {algorithm} doesn't sign for TLS"))
 }
 
 /// Something that keeps a key, or several, from being served.
@@ -227,9 +251,10 @@ fn finding(subject: impl ToString, error: Error) -> Finding {
     Finding { severity: Severity::Error, subject: subject.to_string(), error, hint: hint.to_owned() }
 }
 
-/// Whether an error is the service's, and says nothing about other keys.
+/// Whether an error is the service's, and says nothing about other keys. 401 is about who asks.
 fn is_about_one_key(error: &Error) -> bool {
-    error.vendor.is_some() && matches!(error.code, Code::NotFound | Code::Denied | Code::InvalidInput)
+    error.vendor.as_ref().is_some_and(|vendor| vendor.number != 401)
+        && matches!(error.code, Code::NotFound | Code::Denied | Code::InvalidInput)
 }
 
 fn strange(doing: &str) -> Error {

@@ -85,7 +85,7 @@ fn class(status: u16, refusal: &Refusal) -> Code {
     }
 }
 
-fn error(code: Code, doing: &str, said: &[&str], response: &Response) -> Error {
+fn error(mut code: Code, doing: &str, said: &[&str], response: &Response) -> Error {
     let mut message = match one_line(said) {
         said if said.is_empty() => format!("{doing}: the service says nothing more"),
         said => format!("{doing}: the service says {said}"),
@@ -94,6 +94,7 @@ fn error(code: Code, doing: &str, said: &[&str], response: &Response) -> Error {
         && let Some(skew) = skew(response, SystemTime::now())
     {
         message = format!("{message}; {skew}");
+        code = Code::Denied; // what was refused may be right: it is tried again, and passes once the clock is set
     }
     let error = Error::new(code, message).with_vendor("HTTP", response.status.into());
     match response.header("retry-after").and_then(|seconds| seconds.trim().parse().ok()) {

@@ -77,9 +77,17 @@ impl Ring {
     /// The key of a name that the service gives for one of this ring's.
     pub(crate) fn key(&self, name: &str) -> Option<CryptoKey> {
         match Selector::parse(name)? {
-            Selector::Key(key) if key.ring == *self => Some(key),
+            Selector::Key(key) if self.is(&key.ring) => Some(CryptoKey { ring: self.clone(), ..key }),
             _ => None,
         }
+    }
+
+    /// Whether a name is of the same ring: a project has a number and an id, and the service may answer with the other.
+    fn is(&self, other: &Self) -> bool {
+        let Self { project, location, ring } = self;
+        let is_number = |project: &str| project.chars().all(|c| c.is_ascii_digit());
+        let same_project = *project == other.project || is_number(project) != is_number(&other.project);
+        same_project && (location, ring) == (&other.location, &other.ring)
     }
 }
 
@@ -87,7 +95,9 @@ impl CryptoKey {
     /// The version of a name that the service gives for one of this key's.
     pub(crate) fn version(&self, name: &str) -> Option<Version> {
         match Selector::parse(name)? {
-            Selector::Version(version) if version.key == *self => Some(version),
+            Selector::Version(Version { key, number }) if self.key == key.key && self.ring.is(&key.ring) => {
+                Some(Version { key: self.clone(), number })
+            }
             _ => None,
         }
     }
@@ -113,6 +123,11 @@ impl Version {
             return None;
         };
         (version.id(ability)? == id).then_some((version, ability))
+    }
+
+    /// Whether a name that the service gives is its own.
+    pub(crate) fn is_called(&self, name: &str) -> bool {
+        self.key.version(name).as_ref() == Some(self)
     }
 
     /// What an operator calls it.
@@ -268,6 +283,22 @@ mod tests {
         };
         assert!(version(&names(30)).id(Ability::Pkcs1Sha256).is_some());
         assert!(version(&names(100)).id(Ability::Pkcs1Sha256).is_none());
+    }
+
+    #[test]
+    fn a_name_of_the_service_may_have_the_number_of_the_project_and_is_no_other_for_that() {
+        let www = version(&format!("{RING}/cryptoKeys/www/cryptoKeyVersions/3"));
+        let by_number = www.to_string().replace("p-1", "1234");
+        assert!(www.is_called(&www.to_string()) && www.is_called(&by_number));
+        assert!(version(&by_number).is_called(&www.to_string()));
+        assert_eq!(www.key.version(&by_number), Some(www.clone()), "it stays called as it was");
+        assert_eq!(www.key.ring.key(&www.key.to_string().replace("p-1", "1234")), Some(www.key.clone()));
+        for (part, other) in [("p-1", "p-2"), ("europe", "us"), ("tls", "ssl"), ("www", "api"), ("/3", "/4")]
+        {
+            assert!(!www.is_called(&www.to_string().replace(part, other)), "{other}");
+        }
+        assert!(!version(&by_number).is_called(&by_number.replace("1234", "1235")));
+        assert!(!www.is_called("") && !www.is_called(&www.key.to_string()));
     }
 
     #[test]

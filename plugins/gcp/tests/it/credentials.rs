@@ -1,13 +1,14 @@
 //! Who asks, and what becomes of tokens.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, thread, time::Duration};
 
 use keystead_fakes::{Answer, Disturbance, gcp::RING};
 use keystead_plugin_api::{
-    Code, Error, Listing,
-    conformance::{Session, Subject},
+    Algorithm, Code, Error, Listing,
+    algorithm::Operation,
+    conformance::{Request, Session, Subject},
 };
-use keystead_plugin_host::Grant;
+use keystead_plugin_host::{Grant, testing};
 use serde_json::{Value, json};
 
 use crate::world::{Build, World, labels, sign, with_file};
@@ -142,7 +143,7 @@ fn a_clock_that_is_wrong_is_said() {
     {
         world.set_clock(ahead);
         let error = refused(&world.store(Build::Component, json!({})));
-        assert_eq!(error.code, Code::Credentials);
+        assert_eq!(error.code, Code::Denied, "it passes once the clock is set");
         assert!(
             error.message.contains("this machine's clock is 7") && error.message.ends_with(said),
             "{error}"
@@ -169,7 +170,7 @@ fn a_machine_without_an_account_and_a_server_that_is_none_are_told_apart() {
     let world = World::with_a_key();
     let other = json!({"type": "metadata", "endpoint": world.metadata(), "account": "other@p.iam.gserviceaccount.com"});
     let none = refused(&store(&world, other));
-    assert_eq!(none.code, Code::Credentials, "and not that there is no such key");
+    assert_eq!(none.code, Code::Denied, "and not that there is no such key");
     assert!(
         none.message.contains("the machine has no service account `other@p.iam.gserviceaccount.com`"),
         "{none}"
@@ -226,7 +227,7 @@ fn a_workloads_token_is_read_again_whenever_one_is_needed() {
     let world = World::with_a_key();
     let session = workload(&world, &world.subject_token(Duration::from_secs(0)), json!({})).open().unwrap();
     let stale = session.listing().unwrap_err();
-    assert_eq!(stale.code, Code::Credentials);
+    assert_eq!(stale.code, Code::Denied, "the next may be good: it is tried again");
     assert!(stale.message.contains("invalid_grant: ID Token issued is stale"), "{stale}");
     session.host().set_secret("subject_token", world.subject_token(HOUR).as_bytes());
     works(&world, &session);
@@ -263,6 +264,65 @@ fn a_token_is_replaced_before_it_ends_and_when_it_ended_all_the_same() {
     world.revoke_tokens();
     sign(&session, &listing).unwrap();
     assert_eq!(world.tokens(), 4);
+}
+
+#[test]
+fn of_many_who_need_a_token_at_once_one_gets_it_for_all() {
+    let world = World::with_a_key();
+    let session = machine(&world).open().unwrap();
+    let listing = session.listing().unwrap();
+    let (session, key) = (&session, &listing.keys[0]);
+    let sign = |lane| {
+        let mut request = Request::new(key, Algorithm::EcdsaSha256, &[1; 32]);
+        request.lane = lane;
+        session.perform(Operation::Sign, &request).unwrap();
+    };
+    for tokens in 1..4 {
+        thread::scope(|scope| (0..16).for_each(|lane| drop(scope.spawn(move || sign(lane)))));
+        assert_eq!(world.tokens(), tokens);
+        world.revoke_tokens();
+    }
+}
+
+#[test]
+fn who_is_refused_altogether_loses_the_store_and_not_its_keys_one_by_one() {
+    let world = World::with_a_key();
+    let session = machine(&world).open().unwrap();
+    let listing = session.listing().unwrap();
+    let body = json!({"error": {"code": 401, "status": "UNAUTHENTICATED", "message": "no"}});
+    world.server().disturb(Disturbance::answer("/v1/", Answer::json(401, &body)));
+    let refused = [
+        session.listing().unwrap_err(),
+        session.health().unwrap_err(),
+        sign(&session, &listing).unwrap_err(),
+    ];
+    for refused in refused {
+        assert_eq!((refused.code, refused.vendor.as_ref().unwrap().number), (Code::Denied, 401), "{refused}");
+    }
+    world.server().calm();
+    works(&world, &session);
+}
+
+#[test]
+fn no_credential_is_ever_in_the_memory_of_a_component() {
+    let world = World::with_a_key();
+    let subject = world.subject_token(HOUR);
+    let acting = json!({"impersonate": world.service_account()["client_email"]});
+    let sessions = [
+        world.open(json!({})),
+        person(&world).open().unwrap(),
+        workload(&world, &subject, acting).open().unwrap(),
+    ];
+    sessions.iter().for_each(|session| drop(works(&world, session)));
+    let holds = |text: &str| testing::guests_hold(text.as_bytes());
+    assert!(holds("roles/cloudkms.signerVerifier"), "what a component itself is made of is found");
+    let (account, person) = (world.service_account(), world.authorized_user());
+    let key = account["private_key"].as_str().unwrap();
+    assert!(!holds(&key[100..160]) && !holds(&key[1000..1060]));
+    for name in ["client_secret", "refresh_token"] {
+        assert!(!holds(person[name].as_str().unwrap()), "{name}");
+    }
+    assert!(!holds(&subject[subject.len() - 60..]));
 }
 
 #[test]

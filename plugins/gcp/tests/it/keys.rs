@@ -90,14 +90,20 @@ fn what_is_not_there_or_does_not_sign_is_said_and_the_rest_is_served() {
     let mut said = findings(&listing);
     said.sort();
     let expected = [
-        "error old: no version of it is enabled",
         "error www/cryptoKeyVersions/7: reading the public key of `tls/www version 7`: the service says NOT_FOUND: \
          CryptoKeyVersion www/cryptoKeyVersions/7 not found. (HTTP 404)",
         "error wwww: listing the versions of `wwww`: the service says NOT_FOUND: CryptoKey wwww not found. (HTTP 404)",
         "note coin/cryptoKeyVersions/1: passed over: EC_SIGN_SECP256K1_SHA256 doesn't sign for TLS",
+        "note coin: passed over: no version of it that signs for TLS is enabled",
         "note disk: passed over: its purpose is ENCRYPT_DECRYPT, and not ASYMMETRIC_SIGN",
+        "note old: passed over: no version of it that signs for TLS is enabled",
     ];
     assert_eq!(said, expected);
+    let asked = world.server().asked();
+    let for_coin = asked.iter().find(|asked| asked.path.ends_with("/coin/cryptoKeyVersions/1/publicKey"));
+    assert!(for_coin.is_none(), "the service would refuse it for some algorithms");
+    let named = world.open(json!({"uris": [format!("{RING}/cryptoKeys/coin")]})).listing().unwrap();
+    assert_eq!(findings(&named)[1], "error coin: no version of it that signs for TLS is enabled");
 }
 
 #[test]
