@@ -1,14 +1,17 @@
 //! Google Cloud KMS.
 
+use std::time::Duration;
+
 use keystead_fakes::{
     Answer,
     gcp::{Gcp, RING},
 };
+use keystead_protocol::Opcode;
 use openssl::{pkey::PKey, rsa::Rsa};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{Build, Cloud, Files, Public};
+use super::{Build, Client, Cloud, Files, Public, Server};
 
 /// A cloud, and its folder.
 struct Google {
@@ -122,4 +125,41 @@ fn the_quota_of_google_cloud_sheds_requests_and_no_store() {
 #[test]
 fn a_google_cloud_that_is_away_and_back_is_served_again() {
     super::comes_back_after_an_outage(&Google::start());
+}
+
+/// The file of a workload that acts as the service account, with its token in a member of a JSON file.
+fn workload(google: &Google, token: &str) -> Value {
+    let account = google.gcp.service_account();
+    let services = "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts";
+    json!({
+        "type": "external_account",
+        "audience": google.gcp.audience(),
+        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+        "token_url": "https://sts.googleapis.com/v1/token",
+        "service_account_impersonation_url":
+            format!("{services}/{}:generateAccessToken", account["client_email"].as_str().unwrap()),
+        "credential_source": {"file": token, "format": {"type": "json", "subject_token_field_name": "id_token"}},
+    })
+}
+
+#[test]
+fn a_workload_whose_token_was_stale_is_served_by_itself_once_another_is_written() {
+    let google = Google::start();
+    let (files, directory) = (Files::new(), super::directory::<Google>(Build::Component));
+    let keys = google.make_keys();
+    let write = |lives| {
+        let token = google.gcp.subject_token(Duration::from_secs(lives));
+        super::json_file(&files, "token.json", &json!({"id_token": token}))
+    };
+    let credentials = super::json_file(&files, "workload.json", &workload(&google, &write(0)));
+    let (entry, environment) = google.legacy(&files, "p256");
+    let mut keystead = super::keystead(&files.config(&format!("private_key_stores:\n{entry}")), &directory);
+    keystead.envs(environment).env("GOOGLE_APPLICATION_CREDENTIALS", credentials);
+    let server = Server::spawn(keystead);
+    server.wait_for("invalid_grant: ID Token issued is stale");
+    write(3600);
+    server.wait_until_ready();
+    let mut client = Client::connect(&files, &server);
+    let signature = client.ask(super::ski_of(&keys, "p256"), Opcode::ECDSA_SIGN_SHA256, &[1; 32]);
+    assert!(signature.is_ok(), "{signature:?}\n{}", server.log());
 }
