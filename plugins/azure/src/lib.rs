@@ -1,0 +1,310 @@
+//! Private keys in Azure Key Vault and Azure Managed HSM, which never leave there: the plugin asks for signatures over
+//! HTTP, and needs nothing else of the machine or the network.
+//!
+//! It keeps nothing between two calls, since its instance may be gone after any of them; a key's id says all that is
+//! needed to sign with it. Secrets stay with the host, which puts them where they belong; tokens live in the host's cache.
+//!
+//! ```text
+//! place (URLs, ids) -> service (challenge -> token -> request) -> keys (JSON) -> Listing, signature
+//!                              credential: five ways to a token     refusal: what went wrong
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod challenge;
+mod config;
+mod credential;
+mod keys;
+mod place;
+mod refusal;
+mod service;
+
+use std::{
+    cmp::Reverse,
+    collections::BTreeSet,
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
+};
+
+use keystead_plugin_api::{
+    Advice, Algorithm, Backend, Call, Code, Description, Error, Finding, Health, Host, Isolation, Listing,
+    Output, Severity,
+};
+
+use crate::{
+    config::{Config, Versions},
+    keys::{Bundle, Item, Signature, Unfit},
+    place::{Id, Keys, Place, of_kid},
+    service::Service,
+};
+
+keystead_plugin_api::export_backend!(Azure);
+
+/// A store of keys in vaults and managed HSMs.
+pub struct Azure {
+    host: Host,
+    config: Config,
+}
+
+impl Backend for Azure {
+    const DESCRIPTION: Description = Description {
+        name: "azure",
+        version: env!("CARGO_PKG_VERSION"),
+        vendor: "Keystead",
+        isolation: Isolation::Inline,
+        lanes_max: None,
+        schema: include_str!("schema.json"),
+    };
+
+    /// Asks nobody: an instance may be made for a single signature.
+    fn open(host: Host) -> Result<Self, Error> {
+        Ok(Self { config: Config::of(host)?, host })
+    }
+
+    /// A vault that can't be asked doesn't hide the keys of the others.
+    fn keys(&self, call: &Call<'_>) -> Result<Listing, Error> {
+        let survey = self.survey(call);
+        let mut listing = Listing::default();
+        let mut failures = Vec::new();
+        for place in &self.config.places {
+            if let Err(error) = survey.list(place, &mut listing) {
+                failures.push(finding(place.to_string(), error));
+            }
+        }
+        if failures.len() == self.config.places.len()
+            && let Some(first) = failures.first()
+        {
+            return Err(first.error.clone());
+        }
+        let mut known = BTreeSet::new();
+        listing.keys.retain(|key| known.insert(key.id.clone()));
+        listing.findings.extend(failures);
+        Ok(listing)
+    }
+
+    fn sign(
+        &self,
+        call: &Call<'_>,
+        key: &[u8],
+        algorithm: Algorithm,
+        input: &[u8],
+        out: &mut Output<'_>,
+    ) -> Result<(), Error> {
+        let id = self.served(key)?;
+        let body = keys::request(id.kind, self.config.rsnull(&id.vault), algorithm, input)?;
+        let path = format!("/keys/{}/{}/sign", id.name, id.version);
+        let doing = format!("signing with `{}` version {}", id.name, id.version);
+        let signature: Signature = self.service(call).post(&id.vault, &path, &body, &doing)?;
+        out.write(&signature.bytes(&id)?)
+    }
+
+    /// Never: see the README.
+    fn decrypt(
+        &self,
+        _call: &Call<'_>,
+        key: &[u8],
+        algorithm: Algorithm,
+        _input: &[u8],
+        _out: &mut Output<'_>,
+    ) -> Result<(), Error> {
+        Err(self.served(key).map_or_else(|unknown| unknown, |_| Error::unsupported(algorithm)))
+    }
+
+    fn advice(&self) -> Advice {
+        // Each lane waits for the network nearly all of the time.
+        Advice { lanes: Some(64), stuck_after: None }
+    }
+
+    fn health(&self, call: &Call<'_>) -> Result<Health, Error> {
+        let survey = self.survey(call);
+        self.config.vaults().into_iter().try_for_each(|vault| survey.0.refresh(vault))?;
+        let mut hasher = DefaultHasher::new();
+        for place in &self.config.places {
+            survey.look(place, &mut hasher)?;
+        }
+        Ok(Health { generation: hasher.finish() })
+    }
+
+    fn close(&self, _grace: Duration) {}
+}
+
+impl Azure {
+    fn service<'a>(&'a self, call: &'a Call<'a>) -> Service<'a> {
+        Service { host: self.host, config: &self.config, call }
+    }
+
+    fn survey<'a>(&'a self, call: &'a Call<'a>) -> Survey<'a> {
+        Survey(self.service(call))
+    }
+
+    /// The id of a key of this store's.
+    fn served(&self, key: &[u8]) -> Result<Id, Error> {
+        Id::parse(key).filter(|id| self.config.serves(id)).ok_or_else(Error::unknown_key)
+    }
+}
+
+/// Finds keys.
+struct Survey<'a>(Service<'a>);
+
+impl Survey<'_> {
+    /// Adds the keys of a place to a listing.
+    fn list(&self, place: &Place, listing: &mut Listing) -> Result<(), Error> {
+        match &place.keys {
+            Keys::Version(name, version) => {
+                let found = self.version(place, name, version).map(|bundle| vec![bundle]);
+                self.add(place, name, found, Severity::Error, listing)
+            }
+            Keys::Named(name) => self.add(place, name, self.versions(place, name), Severity::Error, listing),
+            Keys::All => self.wanted(place)?.into_iter().try_for_each(|(name, _)| {
+                self.add(place, &name, self.versions(place, &name), Severity::Note, listing)
+            }),
+        }
+    }
+
+    /// Adds the versions of a key that were found, or a finding why not. `severity` is that of a key that can't be used:
+    /// one that the configuration names is missed.
+    fn add(
+        &self,
+        place: &Place,
+        name: &str,
+        found: Result<Vec<Bundle>, Error>,
+        severity: Severity,
+        listing: &mut Listing,
+    ) -> Result<(), Error> {
+        let subject = format!("{}/keys/{name}", place.vault.url());
+        let bundles = match found {
+            Ok(bundles) => bundles,
+            Err(error) if is_about_one_key(&error) => {
+                listing.findings.push(finding(subject, error));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        for bundle in bundles {
+            let rsnull = self.0.config.rsnull(&place.vault);
+            let passed = match (bundle.attributes.hindrance(), bundle.served(&place.vault, rsnull)) {
+                (None, Ok(key)) => {
+                    listing.findings.extend(ending(&key.label, &bundle));
+                    listing.keys.push(key);
+                    continue;
+                }
+                (_, Err(Unfit::Broken(error))) => {
+                    listing.findings.push(finding(subject.clone(), error));
+                    continue;
+                }
+                (_, Err(Unfit::Passed(why))) | (Some(why), _) => why,
+            };
+            listing.findings.push(unusable(&subject, &passed, severity));
+        }
+        Ok(())
+    }
+
+    /// Adds what the listing of a place depends on to a hash: as little as shows a change.
+    fn look(&self, place: &Place, hasher: &mut DefaultHasher) -> Result<(), Error> {
+        match &place.keys {
+            Keys::Version(name, version) => {
+                note(self.version(place, name, version).map(|bundle| vec![bundle]), hasher)
+            }
+            Keys::Named(name) => note(self.versions(place, name), hasher),
+            Keys::All => self.wanted(place)?.into_iter().try_for_each(|(name, item)| {
+                item.hash(hasher);
+                // A list tells of the newest version alone.
+                match self.0.config.versions == Versions::Newest && item.attributes.hindrance().is_none() {
+                    true => Ok(()),
+                    false => note(self.versions(place, &name), hasher),
+                }
+            }),
+        }
+    }
+
+    /// The keys of a vault that the configuration wants, by their names.
+    fn wanted(&self, place: &Place) -> Result<Vec<(String, Item)>, Error> {
+        let items =
+            self.0.list(&place.vault, "/keys", &format!("listing the keys of {}", place.vault.url()))?;
+        let named = items.into_iter().filter_map(|item| Some((of_kid(&item.kid)?.0, item)));
+        Ok(named.filter(|(name, item)| self.0.config.wants(name, item.tags())).collect())
+    }
+
+    fn version(&self, place: &Place, name: &str, version: &str) -> Result<Bundle, Error> {
+        let path = format!("/keys/{name}/{version}");
+        let bundle: Bundle =
+            self.0.get(&place.vault, &path, &format!("reading the key `{name}` version {version}"))?;
+        match bundle.name() == Some((name.to_owned(), version.to_owned())) {
+            true => Ok(bundle),
+            false => Err(keys::broken("another key than was asked for")),
+        }
+    }
+
+    /// The versions of a key to serve, newest first: the newest that can be used, or all. Where none can, the newest.
+    fn versions(&self, place: &Place, name: &str) -> Result<Vec<Bundle>, Error> {
+        let newest: Bundle =
+            self.0.get(&place.vault, &format!("/keys/{name}"), &format!("reading the key `{name}`"))?;
+        if !newest.name().is_some_and(|(found, _)| found == name) {
+            return Err(keys::broken("another key than was asked for"));
+        }
+        let all = self.0.config.versions == Versions::Enabled;
+        if !all && newest.attributes.hindrance().is_none() {
+            return Ok(vec![newest]);
+        }
+        let path = format!("/keys/{name}/versions");
+        let mut items = self.0.list(&place.vault, &path, &format!("listing the versions of `{name}`"))?;
+        items.retain(|item| item.attributes.hindrance().is_none());
+        items.sort_by_key(|item| Reverse(item.attributes.created));
+        let ids = items.iter().filter_map(|item| of_kid(&item.kid)?.1).take(if all { usize::MAX } else { 1 });
+        let found = ids.map(|version| self.version(place, name, &version)).collect::<Result<Vec<_>, _>>()?;
+        Ok(if found.is_empty() { vec![newest] } else { found })
+    }
+}
+
+/// Adds what was found to a hash, and whether it can be used now.
+fn note(found: Result<Vec<Bundle>, Error>, hasher: &mut DefaultHasher) -> Result<(), Error> {
+    match found {
+        Ok(bundles) => bundles.iter().for_each(|bundle| {
+            (bundle, bundle.attributes.hindrance(), bundle.attributes.expires_soon()).hash(hasher);
+        }),
+        Err(error) if is_about_one_key(&error) => error.message.hash(hasher),
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// Whether an error of reading a key is the vault's, and says nothing about others.
+fn is_about_one_key(error: &Error) -> bool {
+    let status = error.vendor.as_ref().map(|vendor| vendor.number);
+    status.is_some_and(|status| status != 401)
+        && matches!(error.code, Code::NotFound | Code::Denied | Code::InvalidInput)
+}
+
+/// A key that can't be used: an error where the configuration names it, else a note.
+fn unusable(subject: &str, why: &str, severity: Severity) -> Finding {
+    if severity == Severity::Note {
+        return Finding::note(subject, format!("passed over: {why}"));
+    }
+    let hint = "`az keyvault key list-versions` shows which version is enabled, and until when";
+    let error = Error::new(Code::Denied, why);
+    Finding { severity, subject: subject.to_owned(), error, hint: hint.to_owned() }
+}
+
+/// A word of warning about a key that soon can't be used.
+fn ending(label: &str, bundle: &Bundle) -> Option<Finding> {
+    let until = bundle.attributes.expires_soon()?;
+    Some(Finding {
+        severity: Severity::Warning,
+        subject: label.to_owned(),
+        error: Error::new(Code::Denied, format!("it expires on {until}, and signs no more then")),
+        hint: "rotate it, and have a certificate made for the new version; or set a later date".to_owned(),
+    })
+}
+
+/// Something that keeps keys from being served.
+fn finding(subject: String, error: Error) -> Finding {
+    let hint = match error.code {
+        Code::NotFound => "`az keyvault key list` shows the vault's keys",
+        Code::Denied if error.vendor.is_some() => {
+            "give the identity the role `Key Vault Crypto User` for the vault or the key, in a managed HSM the local \
+             role `Managed HSM Crypto User`, and look at the firewall"
+        }
+        _ => "",
+    };
+    Finding { severity: Severity::Error, subject, error, hint: hint.to_owned() }
+}

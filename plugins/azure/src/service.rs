@@ -1,0 +1,153 @@
+//! A vault on the wire: requests with a token, which is got as the vault's challenge says, kept for all, refreshed early
+//! and got anew once where it is refused.
+
+use std::time::Duration;
+
+use keystead_plugin_api::{
+    Call, Error, Host, Secret,
+    http::{Request, Response},
+};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    challenge::Challenge,
+    config::Config,
+    keys::{Item, Page, broken},
+    place::Vault,
+    refusal,
+};
+
+/// The version of the services' interface: the oldest that all clouds have and that is supported.
+const API: &str = "api-version=7.4";
+
+/// How long a token must live still to be sent, and to be left alone when there is time for a new one.
+const SENT: Duration = Duration::from_secs(30);
+const FRESH: Duration = Duration::from_secs(300);
+
+/// How long a vault's challenge is believed. One that has changed shows by a token that is refused.
+const CHALLENGE: Duration = Duration::from_secs(24 * 3600);
+
+/// How many pages a list may have, of 25 keys each.
+const PAGES_MAX: usize = 2000;
+
+/// One call's way to the services.
+pub(crate) struct Service<'a> {
+    pub(crate) host: Host,
+    pub(crate) config: &'a Config,
+    pub(crate) call: &'a Call<'a>,
+}
+
+impl Service<'_> {
+    /// Reads what is at a path of a vault's.
+    pub(crate) fn get<T: DeserializeOwned>(
+        &self,
+        vault: &Vault,
+        path: &str,
+        doing: &str,
+    ) -> Result<T, Error> {
+        self.ask(vault, &Request::new("GET", url(vault, path)), doing)
+    }
+
+    /// Sends JSON to a path of a vault's.
+    pub(crate) fn post<T: DeserializeOwned>(
+        &self,
+        vault: &Vault,
+        path: &str,
+        body: &serde_json::Value,
+        doing: &str,
+    ) -> Result<T, Error> {
+        self.ask(vault, &Request::new("POST", url(vault, path)).json(body), doing)
+    }
+
+    /// Every item of a list. Only the vault's own links are followed: what follows one carries a token.
+    pub(crate) fn list(&self, vault: &Vault, path: &str, doing: &str) -> Result<Vec<Item>, Error> {
+        let mut items = Vec::new();
+        let mut next = Some(format!("{}&maxresults=25", url(vault, path)));
+        for _ in 0..PAGES_MAX {
+            let Some(link) = next.take().filter(|link| !link.is_empty()) else { return Ok(items) };
+            let page: Page = self.ask(vault, &Request::new("GET", link), doing)?;
+            items.extend(page.value);
+            next = page.next;
+            let own = |link: &String| link.is_empty() || link.starts_with(&format!("{}/", vault.url()));
+            if !next.as_ref().is_none_or(own) {
+                return Err(broken("a page whose next isn't its own"));
+            }
+        }
+        Err(broken("a list without an end"))
+    }
+
+    /// Gets a token for a vault before the old one ends. As long as the old one lives, it is no matter where that fails.
+    pub(crate) fn refresh(&self, vault: &Vault) -> Result<(), Error> {
+        let challenge = self.challenge(vault)?;
+        let Err(error) = self.token(&challenge, FRESH) else { return Ok(()) };
+        self.token(&challenge, SENT)?;
+        tracing::warn!("no new token, while the old one still lives: {error}");
+        Ok(())
+    }
+
+    fn ask<T: DeserializeOwned>(&self, vault: &Vault, request: &Request, doing: &str) -> Result<T, Error> {
+        let (mut token, mut response) = self.send(vault, request)?;
+        if response.status == 401 {
+            self.host.forget(&kept_for(vault), &Secret::new(self.challenge(vault)?.written().into_bytes()));
+            (token, response) = self.send(vault, request)?;
+        }
+        if response.status == 200 {
+            return response.json().map_err(|mut error| {
+                error.message = format!("{doing}: {}", error.message);
+                error
+            });
+        }
+        let mut error = refusal::by_vault(doing, &response);
+        if let Some(token) = str::from_utf8(token.expose()).ok().filter(|token| !token.is_empty()) {
+            error.message = error.message.replace(token, "…"); // whoever repeats it, it goes no further
+        }
+        Err(error)
+    }
+
+    /// Sends a request with a token, which is forgotten where it is refused.
+    fn send(&self, vault: &Vault, request: &Request) -> Result<(Secret, Response), Error> {
+        let challenge = self.challenge(vault)?;
+        let token = self.token(&challenge, SENT)?;
+        let bearer = format!("Bearer {}", str::from_utf8(token.expose()).unwrap_or_default());
+        let response = self.host.fetch(self.call, &request.clone().header("authorization", bearer))?;
+        if response.status == 401 {
+            self.host.forget(&challenge.written(), &token);
+        }
+        Ok((token, response))
+    }
+
+    /// What a vault wants: asked for once, by a request without a token.
+    fn challenge(&self, vault: &Vault) -> Result<Challenge, Error> {
+        let ask = || {
+            let request = Request::new("GET", format!("{}&maxresults=1", url(vault, "/keys")));
+            let response = self.host.fetch(self.call, &request)?;
+            match (response.status, response.header("www-authenticate")) {
+                (401, Some(header)) => {
+                    let challenge = Challenge::parse(vault, header)?;
+                    Ok((Secret::new(challenge.written().into_bytes()), CHALLENGE))
+                }
+                (200..300 | 401, _) => Err(broken("without a challenge to a request without a token")),
+                _ => Err(refusal::by_vault(
+                    &format!("asking {} where its tokens are made", vault.url()),
+                    &response,
+                )),
+            }
+        };
+        let kept = self.host.cached(self.call, &kept_for(vault), Duration::ZERO, ask)?;
+        Challenge::read(kept.expose()).ok_or_else(|| broken("no challenge"))
+    }
+
+    fn token(&self, challenge: &Challenge, at_least: Duration) -> Result<Secret, Error> {
+        let get = || self.config.credential.token(self.host, self.call, challenge);
+        self.host.cached(self.call, &challenge.written(), at_least, get)
+    }
+}
+
+fn url(vault: &Vault, path: &str) -> String {
+    format!("{}{path}?{API}", vault.url())
+}
+
+/// The name that a vault's challenge is kept under.
+fn kept_for(vault: &Vault) -> String {
+    format!("challenge {}", vault.url())
+}
