@@ -10,7 +10,7 @@ use keystead_plugin_api::{
     Algorithm, CallClass, Code, Error, Key,
     encode::{self, Curve},
 };
-use serde::{Deserialize, de::IgnoredAny};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::place::{Id, Kind, Vault, of_kid};
@@ -253,8 +253,6 @@ fn name(kind: Kind, algorithm: Algorithm) -> &'static str {
 pub(crate) struct Signature {
     kid: String,
     value: String,
-    #[serde(default, rename = "error")]
-    _error: Option<IgnoredAny>,
 }
 
 impl Signature {
@@ -383,7 +381,7 @@ mod tests {
     fn a_signature_that_is_none_is_the_services_fault() {
         let bytes = |kind, name: &str, value: &str| {
             let kid = format!("https://demo.vault.azure.net/keys/{name}/{VERSION}");
-            Signature { kid, value: value.to_owned(), _error: None }.bytes(&id(kind))
+            Signature { kid, value: value.to_owned() }.bytes(&id(kind))
         };
         assert_eq!(bytes("rsa", "WWW", "AQID").unwrap(), [1, 2, 3]);
         assert_eq!(bytes("p256", "www", &base64(&[1; 64])).unwrap().len(), 70);

@@ -239,7 +239,7 @@ impl Survey<'_> {
     fn versions(&self, place: &Place, name: &str) -> Result<Vec<Bundle>, Error> {
         let newest: Bundle =
             self.0.get(&place.vault, &format!("/keys/{name}"), &format!("reading the key `{name}`"))?;
-        if !newest.name().is_some_and(|(found, _)| found == name) {
+        if newest.name().is_none_or(|(found, _)| found != name) {
             return Err(keys::broken("another key than was asked for"));
         }
         let all = self.0.config.versions == Versions::Enabled;

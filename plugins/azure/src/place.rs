@@ -1,6 +1,6 @@
 //! Where keys are: the URLs of the configuration, and the ids of keys. No I/O.
 
-use keystead_plugin_api::{algorithm::Family, encode::Curve};
+use keystead_plugin_api::encode::Curve;
 
 /// The longest `host[:port]`: with it, an id has 255 bytes at most.
 const HOST_MAX: usize = 76;
@@ -115,13 +115,6 @@ impl Kind {
             Self::Ec(Curve::P384) => "p384",
             Self::Ec(Curve::P521) => "p521",
             Self::Ec(_) => "p256",
-        }
-    }
-
-    pub(crate) fn family(self) -> Family {
-        match self {
-            Self::Rsa => Family::Rsa,
-            Self::Ec(_) => Family::Ecdsa,
         }
     }
 }

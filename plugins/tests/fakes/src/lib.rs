@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod authority;
+pub mod azure;
 mod disturbance;
 pub mod gcp;
 mod proxy;
@@ -23,6 +24,7 @@ use tokio::{
 };
 
 pub use authority::Authority;
+pub use azure::Azure;
 pub use disturbance::Disturbance;
 pub use proxy::Proxy;
 pub use server::{Answer, Asked, Server};
