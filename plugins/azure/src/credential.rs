@@ -108,11 +108,6 @@ enum Proof {
 
 impl Application {
     fn check(&self) -> Result<(), Error> {
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
-        let tenant = self.tenant.as_deref().unwrap_or("common");
-        if tenant.is_empty() || !tenant.chars().all(plain) {
-            return Err(Error::invalid("config: `credential.tenant`: expected a tenant's id or domain"));
-        }
         is_origin("credential.authority", self.authority.as_deref(), &["https://"])
     }
 
@@ -125,7 +120,7 @@ impl Application {
         prove: impl FnOnce(&str, &str) -> Result<Proof, Error>,
     ) -> Result<(Secret, Duration), Error> {
         let client = member(host, "client_id", self.client_id.as_deref())?;
-        let authority = self.authority(challenge)?;
+        let authority = self.authority(challenge, self.tenant(host)?)?;
         let url = format!("{authority}/oauth2/v2.0/token");
         let mut form: Vec<(&str, Value)> = vec![
             ("grant_type", "client_credentials".into()),
@@ -144,19 +139,29 @@ impl Application {
         taken(&doing, &response, refusal::by_authority)
     }
 
+    /// The tenant of the configuration, or of an exposed secret of that name, if either is there.
+    fn tenant(&self, host: Host) -> Result<Option<String>, Error> {
+        if self.tenant.is_some() {
+            return Ok(self.tenant.clone());
+        }
+        match host.secret("tenant") {
+            Ok(secret) => Ok(Some(String::from_utf8_lossy(secret.expose()).trim().to_owned())),
+            Err(error) if error.code == Code::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Where tokens are made: as the vault says, whose tenant it is, unless the configuration knows better.
-    fn authority(&self, challenge: &Challenge) -> Result<String, Error> {
+    fn authority(&self, challenge: &Challenge, tenant: Option<String>) -> Result<String, Error> {
         let theirs = challenge.tenant();
-        let tenant = match self.tenant.as_deref() {
-            Some(ours) if is_guid(ours) && is_guid(theirs) && !ours.eq_ignore_ascii_case(theirs) => {
-                let what = format!(
-                    "config: `credential.tenant` is `{ours}`, and the vault belongs to the tenant `{theirs}`"
-                );
-                return Err(Error::invalid(what));
-            }
-            Some(ours) => ours,
-            None => theirs,
-        };
+        let tenant = tenant.unwrap_or_else(|| theirs.to_owned());
+        if is_guid(&tenant) && is_guid(theirs) && !tenant.eq_ignore_ascii_case(theirs) {
+            let what = format!("the tenant is `{tenant}`, and the vault belongs to the tenant `{theirs}`");
+            return Err(Error::invalid(format!("config: `credential.tenant`: {what}")));
+        }
+        if !is_tenant(&tenant) {
+            return Err(Error::invalid("config: `credential.tenant`: expected a tenant's id or domain"));
+        }
         let (host, _) = challenge.authority.rsplit_once('/').unwrap_or_default();
         let host = self.authority.as_deref().map_or(host, |authority| authority.trim_end_matches('/'));
         Ok(format!("{host}/{tenant}"))
@@ -252,6 +257,11 @@ fn is_origin(name: &str, url: Option<&str>, schemes: &[&str]) -> Result<(), Erro
             schemes.join("HOST or ")
         ))),
     }
+}
+
+/// Whether a text can stand in a URL for a tenant.
+fn is_tenant(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'))
 }
 
 fn is_guid(text: &str) -> bool {
@@ -363,15 +373,15 @@ mod tests {
         }
     }
 
-    fn application(tenant: Option<&str>, authority: Option<&str>) -> Application {
-        let own = |text: Option<&str>| text.map(str::to_owned);
-        Application { tenant: own(tenant), authority: own(authority), ..Application::default() }
+    fn application(authority: Option<&str>) -> Application {
+        Application { authority: authority.map(str::to_owned), ..Application::default() }
     }
 
     #[test]
     fn tokens_are_made_where_the_vault_says_unless_the_configuration_knows_better() {
-        let authority = |tenant, authority| {
-            application(tenant, authority).authority(&challenge()).map_err(|error| error.message)
+        let authority = |tenant: Option<&str>, authority| {
+            let tenant = tenant.map(str::to_owned);
+            application(authority).authority(&challenge(), tenant).map_err(|error| error.message)
         };
         assert_eq!(authority(None, None), Ok(challenge().authority));
         let domain = "https://login.microsoftonline.com/contoso.onmicrosoft.com";
@@ -384,17 +394,17 @@ mod tests {
 
     #[test]
     fn what_would_lead_elsewhere_is_refused() {
-        for (tenant, authority) in [
-            (Some("a/b"), None),
-            (Some(""), None),
-            (None, Some("http://login.example")),
-            (None, Some("https://login.example/x")),
-            (None, Some("https://me@login.example")),
-        ] {
-            let error = application(tenant, authority).check().unwrap_err();
-            assert!(error.message.starts_with("config: `credential."), "{error}");
+        for authority in
+            ["http://login.example", "https://login.example/x", "https://me@login.example", "https://"]
+        {
+            let error = application(Some(authority)).check().unwrap_err();
+            assert!(error.message.starts_with("config: `credential.authority`"), "{error}");
         }
-        application(Some("contoso.com"), Some("https://login.example:8443/")).check().unwrap();
+        application(Some("https://login.example:8443/")).check().unwrap();
+        for tenant in ["a/b", "", "a?b"] {
+            let error = application(None).authority(&challenge(), Some(tenant.to_owned())).unwrap_err();
+            assert!(error.message.starts_with("config: `credential.tenant`"), "{error}");
+        }
     }
 
     #[test]

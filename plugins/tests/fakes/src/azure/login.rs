@@ -51,7 +51,7 @@ impl Accounts {
             secret: random(30),
             certificate: certificate(&certificate_key),
             certificate_key,
-            identity_header: random(16),
+            identity_header: random(32),
             cluster,
         }
     }

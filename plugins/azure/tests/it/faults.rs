@@ -1,0 +1,305 @@
+//! What goes wrong at the service, and what comes of it.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use keystead_fakes::{Answer, Disturbance};
+use keystead_plugin_api::{algorithm::Operation, conformance::Request};
+
+use super::*;
+
+/// A signature with so much time.
+fn sign_within(session: &Session, key: &Key, time: Duration) -> Result<Vec<u8>, Error> {
+    let mut request = Request::new(key, Algorithm::EcdsaSha256, &[0xa5; 32]);
+    request.time = Some(time);
+    session.perform(Operation::Sign, &request).map_err(|failure| failure.error)
+}
+
+#[test]
+fn a_vault_is_asked_without_a_token_once_and_one_token_serves_for_all() {
+    let cloud = Cloud::with_key();
+    let session = cloud.store(Build::Component, json!({"uris": [www()]})).open().unwrap();
+    let key = only(&session);
+    for _ in 0..20 {
+        sign(&session, &key).unwrap();
+    }
+    session.health().unwrap();
+    let asked = cloud.vaults().asked();
+    let bare: Vec<_> = asked.iter().filter(|asked| asked.header("authorization").is_none()).collect();
+    assert_eq!((bare.len(), bare[0].line().as_str()), (1, "GET /keys?api-version=7.4&maxresults=1"));
+    assert_eq!(cloud.logins_asked(), 1);
+}
+
+#[test]
+fn of_many_lanes_one_gets_the_token() {
+    let cloud = Cloud::with_key();
+    let session = cloud.www();
+    let key = only(&session);
+    cloud.revoke_tokens();
+    cloud.logins().disturb(Disturbance::delay("POST", Duration::from_millis(100)));
+    thread::scope(|scope| {
+        for lane in 0..16 {
+            let (session, key) = (&session, &key);
+            scope.spawn(move || {
+                let mut request = Request::new(key, Algorithm::EcdsaSha256, &[0xa5; 32]);
+                request.lane = lane;
+                session.perform(Operation::Sign, &request).unwrap()
+            });
+        }
+    });
+    assert_eq!(cloud.logins_asked(), 2, "one at first, and one for all lanes after it was refused");
+}
+
+#[test]
+fn a_vault_that_wants_a_token_for_another_service_gets_none() {
+    let cloud = Cloud::with_key();
+    let challenge = r#"Bearer authorization="https://login.microsoftonline.com/t", resource="https://management.azure.com""#;
+    let answer = Answer::text(401, "").header("www-authenticate", challenge);
+    cloud.vaults().disturb(Disturbance::answer("GET /keys", answer));
+    let error = cloud.www().listing().unwrap_err();
+    assert_eq!(error.code, Code::Denied);
+    let what = "its challenge is for `https://management.azure.com`, whose name the vault's doesn't end in; no token is";
+    assert!(error.message.contains(what), "{error}");
+    assert_eq!(cloud.logins_asked(), 0);
+}
+
+#[test]
+fn a_vault_without_a_challenge_is_said() {
+    let cloud = Cloud::with_key();
+    for answer in [Answer::text(401, ""), Answer::json(200, &json!({"value": []}))] {
+        cloud.vaults().disturb(Disturbance::answer("GET /keys", answer));
+        let error = cloud.www().listing().unwrap_err();
+        assert_eq!(error.code, Code::Unavailable);
+        assert!(error.message.contains("without a challenge"), "{error}");
+    }
+    let firewall = json!({"error": {"code": "Forbidden", "message": "Client address is not authorized.",
+        "innererror": {"code": "ForbiddenByFirewall"}}});
+    cloud.vaults().disturb(Disturbance::answer("GET /keys", Answer::json(403, &firewall)));
+    let listing = cloud.www().listing().unwrap();
+    let line = "error www: asking https://demo.vault.azure.net where its tokens are made: the vault says Client \
+                address is not authorized. (ForbiddenByFirewall)";
+    assert!(findings(&listing)[0].starts_with(line), "{:?}", findings(&listing));
+    assert!(listing.findings[0].hint.contains("firewall"), "{}", listing.findings[0].hint);
+}
+
+#[test]
+fn each_status_has_its_class_and_the_services_words() {
+    let cloud = Cloud::with_key();
+    let session = cloud.www();
+    let key = only(&session);
+    let said = |code: &str| json!({"error": {"code": code, "message": "as it is"}});
+    for (status, code, class) in [
+        (400, "BadParameter", Code::InvalidInput),
+        (403, "Forbidden", Code::Denied),
+        (404, "KeyNotFound", Code::NotFound),
+        (429, "Throttled", Code::Throttled),
+        (500, "InternalServerError", Code::Unavailable),
+        (503, "ServiceUnavailable", Code::Unavailable),
+    ] {
+        let answer = Answer::json(status, &said(code)).header("retry-after", "3");
+        cloud.vaults().disturb(Disturbance::answer("/sign", answer).times(1));
+        let error = sign(&session, &key).unwrap_err();
+        assert_eq!(error.code, class, "{error}");
+        let version = cloud.version(DEMO, "www");
+        let line =
+            format!("signing with `www` version {version}: the vault says as it is ({code}) (HTTP {status})");
+        assert_eq!(error.to_string(), line);
+        let comes_back = matches!(class, Code::Throttled | Code::Unavailable);
+        assert_eq!(error.retry_after, comes_back.then_some(Duration::from_secs(3)), "{error}");
+    }
+    sign(&session, &key).unwrap();
+}
+
+#[test]
+fn an_answer_that_is_cut_off_or_is_none_is_unavailable() {
+    let cloud = Cloud::with_key();
+    let session = cloud.www();
+    let key = only(&session);
+    cloud.vaults().disturb(Disturbance::cut_off("/sign", 40).times(1));
+    assert_eq!(sign(&session, &key).unwrap_err().code, Code::Unavailable);
+    let other = format!("{}/0123456789abcdef0123456789abcdef", www());
+    for body in [
+        String::new(),
+        "<html>".to_owned(),
+        "{}".to_owned(),
+        json!({"kid": key.label, "value": "not base64url!"}).to_string(),
+        json!({"kid": key.label, "value": "AQID"}).to_string(),
+        json!({"kid": key.label, "value": 7}).to_string(),
+        json!({"kid": other, "value": "AQID"}).to_string(),
+    ] {
+        cloud.vaults().disturb(Disturbance::answer("/sign", Answer::text(200, &body)).times(1));
+        let error = sign(&session, &key).unwrap_err();
+        assert_eq!(error.code, Code::Unavailable, "{body}: {error}");
+    }
+    for body in ["{}", "[]", r#"{"value": [{"kid": 3}]}"#] {
+        cloud.vaults().disturb(Disturbance::answer("GET /keys/www", Answer::text(200, body)).times(1));
+        assert_eq!(session.listing().unwrap_err().code, Code::Unavailable, "{body}");
+    }
+    sign(&session, &key).unwrap();
+}
+
+#[test]
+fn a_key_that_lies_about_its_name_is_not_listed() {
+    let cloud = Cloud::with_key();
+    cloud.make_key(DEMO, "api", Type::P256);
+    let version = cloud.version(DEMO, "api");
+    let rename = move |mut answer: Answer| {
+        let text = String::from_utf8(answer.body).unwrap();
+        answer.body = text.replace("/keys/www/", "/keys/api/").into_bytes();
+        answer
+    };
+    cloud.vaults().disturb(Disturbance::change("GET /keys/www", rename));
+    for uri in [www(), format!("{}/{}", www(), cloud.version(DEMO, "www"))] {
+        let session = cloud.store(Build::Library, json!({"uris": [uri]})).open().unwrap();
+        let error = session.listing().unwrap_err();
+        assert!(error.message.contains("another key than was asked for"), "{version}: {error}");
+    }
+}
+
+#[test]
+fn a_service_that_is_slow_or_silent_costs_the_deadline_and_no_more() {
+    let cloud = Cloud::with_key();
+    for build in [Build::Library, Build::Component] {
+        let session = cloud.store(build, json!({"uris": [www()]})).open().unwrap();
+        let key = only(&session);
+        cloud.vaults().disturb(Disturbance::delay("/sign", Duration::from_millis(300)).times(1));
+        let slow = sign_within(&session, &key, Duration::from_secs(20)).unwrap();
+        conformance::verify(&key.spki, Algorithm::EcdsaSha256, &[0xa5; 32], &slow).unwrap();
+        for what in [Disturbance::hang("/sign"), Disturbance::delay("/sign", Duration::from_secs(60))] {
+            cloud.vaults().disturb(what);
+            let began = Instant::now();
+            let error = sign_within(&session, &key, Duration::from_millis(300)).unwrap_err();
+            assert_eq!(error.code, Code::Deadline, "{error}");
+            assert!(began.elapsed() < Duration::from_secs(30), "the answer wasn't waited for");
+            cloud.vaults().calm();
+        }
+        sign(&session, &key).unwrap();
+    }
+}
+
+#[test]
+fn a_token_that_ends_before_its_time_is_got_anew_once() {
+    let cloud = Cloud::with_key();
+    for build in [Build::Library, Build::Component] {
+        let session = cloud.store(build, json!({"uris": [www()]})).open().unwrap();
+        let key = only(&session);
+        let before = cloud.logins_asked();
+        cloud.revoke_tokens();
+        sign(&session, &key).unwrap();
+        assert_eq!(cloud.logins_asked(), before + 1);
+        sign(&session, &key).unwrap();
+        assert_eq!(cloud.logins_asked(), before + 1);
+    }
+}
+
+#[test]
+fn a_vault_that_refuses_a_fresh_token_is_not_asked_a_third_time() {
+    let cloud = Cloud::with_key();
+    let session = cloud.www();
+    let key = only(&session);
+    let body = json!({"error": {"code": "Unauthorized", "message": "AKV10032: Invalid issuer."}});
+    cloud.vaults().disturb(Disturbance::answer("/sign", Answer::json(401, &body)));
+    let (tokens, requests) = (cloud.logins_asked(), cloud.vaults().asked().len());
+    let error = sign(&session, &key).unwrap_err();
+    assert_eq!(error.code, Code::Denied);
+    assert!(error.to_string().ends_with("AKV10032: Invalid issuer. (Unauthorized) (HTTP 401)"), "{error}");
+    assert_eq!(cloud.logins_asked(), tokens + 1);
+    assert_eq!(cloud.vaults().asked().len(), requests + 3, "two tries, and a new challenge between them");
+}
+
+#[test]
+fn a_vault_that_has_moved_to_another_tenant_is_followed() {
+    let cloud = Cloud::with_key();
+    let session = cloud.www();
+    let old = r#"Bearer authorization="https://login.microsoftonline.com/11111111-1111-1111-1111-111111111111", resource="https://vault.azure.net""#;
+    let answer = Answer::text(401, "").header("www-authenticate", old);
+    cloud.vaults().disturb(Disturbance::answer("maxresults=1", answer).times(1));
+    let error = session.listing().unwrap_err();
+    assert!(error.message.contains("AADSTS90002: Tenant not found"), "{error}");
+    assert_eq!(error.code, Code::Credentials);
+    // Tokens of the old tenant's were good, and are no more.
+    let session = cloud.www();
+    let key = only(&session);
+    cloud.revoke_tokens();
+    sign(&session, &key).unwrap();
+    let bare = cloud.vaults().asked().iter().filter(|asked| asked.header("authorization").is_none()).count();
+    assert_eq!(bare, 3, "the challenge is asked for anew with the token");
+}
+
+#[test]
+fn tokens_are_refreshed_early_and_it_is_no_matter_where_that_fails() {
+    let cloud = Cloud::with_key();
+    cloud.set_token_life(Duration::from_secs(200));
+    let session = cloud.www();
+    let key = only(&session);
+    session.health().unwrap();
+    assert_eq!(cloud.logins_asked(), 2, "one that lives for less than five minutes more is replaced");
+    cloud.logins().disturb(Disturbance::answer("POST", Answer::text(503, "")));
+    session.health().unwrap();
+    let warned = session.host().records();
+    assert!(warned.iter().any(|record| record.message.contains("the old one still lives")), "{warned:?}");
+    sign(&session, &key).unwrap();
+
+    cloud.revoke_tokens();
+    let gone = sign(&session, &key).unwrap_err();
+    assert_eq!(gone.code, Code::Unavailable);
+    assert!(
+        gone.message.starts_with("getting a token for https://vault.azure.net from https://login."),
+        "{gone}"
+    );
+    assert_eq!(session.health().unwrap_err().code, Code::Unavailable);
+    cloud.logins().calm();
+    sign(&session, &key).unwrap();
+}
+
+#[test]
+fn a_token_that_lives_too_short_to_be_sent_is_not_kept() {
+    let cloud = Cloud::with_key();
+    cloud.set_token_life(Duration::from_secs(5));
+    let session = cloud.www();
+    let key = only(&session);
+    let before = cloud.logins_asked();
+    sign(&session, &key).unwrap();
+    assert_eq!(cloud.logins_asked(), before + 1);
+}
+
+#[test]
+fn what_the_token_service_answers_has_its_class() {
+    let cloud = Cloud::with_key();
+    let said =
+        json!({"error": "temporarily_unavailable", "error_description": "AADSTS90033: A transient error."});
+    for (answer, class) in [
+        (Answer::json(429, &said).header("retry-after", "4"), Code::Throttled),
+        (Answer::json(503, &said).header("retry-after", "4"), Code::Unavailable),
+        (Answer::json(500, &said), Code::Unavailable),
+        (Answer::text(200, "<html>"), Code::Unavailable),
+        (Answer::json(200, &json!({"access_token": "t"})), Code::Unavailable),
+        (Answer::json(302, &json!({})), Code::Unavailable),
+    ] {
+        let after = answer.headers.iter().any(|(name, _)| name == "retry-after");
+        cloud.logins().disturb(Disturbance::answer("POST", answer));
+        let error = cloud.www().listing().unwrap_err();
+        assert_eq!(error.code, class, "{error}");
+        assert_eq!(error.retry_after, after.then_some(Duration::from_secs(4)), "{error}");
+    }
+    cloud.logins().disturb(Disturbance::cut_off("POST", 20));
+    assert_eq!(cloud.www().listing().unwrap_err().code, Code::Unavailable);
+    cloud.logins().calm();
+    only(&cloud.www());
+}
+
+#[test]
+fn a_token_that_an_error_repeats_goes_no_further() {
+    let cloud = Cloud::with_key();
+    let session = cloud.www();
+    let key = only(&session);
+    let token = cloud.tokens().pop().unwrap();
+    let body = json!({"error": {"code": "Unknown", "message": format!("what is {token}?")}});
+    cloud.vaults().disturb(Disturbance::answer("/sign", Answer::json(500, &body)));
+    let error = sign(&session, &key).unwrap_err();
+    assert!(error.message.contains("what is …?"), "{error}");
+    session.host().set_secret("token", token.as_bytes());
+    assert_eq!(session.host().leaks(), [""; 0]);
+}
