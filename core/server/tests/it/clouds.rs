@@ -1,6 +1,7 @@
 //! Keys in a cloud service, from a plugin to curl: the server with the plugin, as a component and as a library, the example
 //! of an edge, and a fake of the service.
 
+mod azure;
 mod gcp;
 
 use std::{

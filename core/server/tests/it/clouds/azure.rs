@@ -1,0 +1,118 @@
+//! Azure Key Vault.
+
+use keystead_fakes::{
+    Answer,
+    azure::{Azure, Type},
+};
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::{Build, Cloud, Files, Public};
+
+/// The vault of the keys.
+const VAULT: &str = "demo.vault.azure.net";
+
+/// A cloud, and its folder.
+struct Vault {
+    azure: Azure,
+    _folder: TempDir,
+}
+
+impl Vault {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self { azure: Azure::start(folder.path()), _folder: folder }
+    }
+}
+
+impl Cloud for Vault {
+    const PACKAGE: &str = "keystead-plugin-azure";
+    const SIGNING: &str = "/sign";
+    const HANDSHAKES: &[(&str, &str, &str)] = &[
+        ("rsa", "1.3", "rsa_pss_rsae_sha256"),
+        ("rsa", "1.3", "rsa_pss_rsae_sha384"),
+        ("rsa", "1.3", "rsa_pss_rsae_sha512"),
+        ("rsa", "1.2", "RSA+SHA256"),
+        ("rsa", "1.2", "RSA+SHA512"),
+        ("p256", "1.3", "ecdsa_secp256r1_sha256"),
+        ("p256", "1.2", "ECDSA+SHA256"),
+        ("p384", "1.3", "ecdsa_secp384r1_sha384"),
+    ];
+
+    fn server(&self) -> &keystead_fakes::Server {
+        self.azure.vaults()
+    }
+
+    fn make_keys(&self) -> Vec<Public> {
+        let types = [("rsa", Type::RsaHsm(2048)), ("p256", Type::P256), ("p384", Type::P384Hsm)];
+        types.map(|(name, key_type)| (name, self.azure.make_key(VAULT, name, key_type))).into()
+    }
+
+    fn store(&self, files: &Files) -> String {
+        let secret = files.write("client-secret", self.azure.client_secret().as_bytes());
+        let (ca, proxy) = (self.azure.ca().display(), self.azure.proxy());
+        let reached = format!("ca: {ca}, proxy: \"{proxy}\"");
+        format!(
+            "- name: vault\n  plugin: azure\n  config:\n    uris: [\"https://{VAULT}/keys\"]\n\
+             \x20   credential: {{type: client_secret, client_id: {}}}\n  secrets:\n\
+             \x20   client_secret: {{file: {}}}\n  grants:\n    http:\n\
+             \x20   - {{url: \"https://{VAULT}\", methods: [GET, POST], {reached}}}\n\
+             \x20   - {{url: \"https://login.microsoftonline.com\", methods: [POST], secrets: [client_secret], {reached}}}\n",
+            self.azure.client_id(),
+            secret.display(),
+        )
+    }
+
+    fn legacy(&self, _: &Files, key: &str) -> (String, Vec<(&'static str, String)>) {
+        let version = self.azure.version(VAULT, key);
+        let environment = [
+            ("AZURE_TENANT_ID", self.azure.tenant().to_owned()),
+            ("AZURE_CLIENT_ID", self.azure.client_id().to_owned()),
+            ("AZURE_CLIENT_SECRET", self.azure.client_secret().to_owned()),
+            ("HTTPS_PROXY", self.azure.proxy()),
+            ("SSL_CERT_FILE", self.azure.ca().display().to_string()),
+        ];
+        (format!("- uri: https://{VAULT}/keys/{key}/{version}\n"), environment.into())
+    }
+
+    fn exceeded(&self) -> Answer {
+        let message = "Request was not processed because too many requests were received.";
+        Answer::json(429, &json!({"error": {"code": "Throttled", "message": message}}))
+    }
+
+    fn credentials(&self) -> Vec<String> {
+        let mut credentials = self.azure.tokens();
+        credentials.push(self.azure.client_secret().to_owned());
+        credentials
+    }
+}
+
+#[test]
+fn curl_shakes_hands_with_keys_in_azure_by_a_component() {
+    super::shakes_hands(&Vault::start(), Build::Component);
+}
+
+#[test]
+fn curl_shakes_hands_with_keys_in_azure_by_a_library() {
+    super::shakes_hands(&Vault::start(), Build::Library);
+}
+
+#[test]
+fn an_entry_of_the_reference_for_azure_is_served_as_its_environment_says() {
+    super::serves_an_entry_of_the_reference(&Vault::start());
+}
+
+#[test]
+fn a_vault_that_stalls_leaves_other_stores_alone() {
+    super::stalls_alone(&Vault::start());
+}
+
+#[test]
+fn the_quota_of_a_vault_sheds_requests_and_no_store() {
+    super::sheds_what_the_quota_does_not_let_through(&Vault::start());
+}
+
+#[test]
+fn a_vault_that_is_away_and_back_is_served_again() {
+    super::comes_back_after_an_outage(&Vault::start());
+}
