@@ -4,10 +4,12 @@
 //! curl, openssl  --TLS-->  edge  --Keyless SSL over mutual TLS-->  key server  --plugin-->  PKCS#11 token
 //! ```
 //!
-//! With `--plugin c` the keys follow from a sealed seed, and the plugin is the example in C.
+//! With `--backend c` the keys follow from a sealed seed, and the plugin is the example in C. With `--backend azure` or
+//! `gcp` they are in a fake of the cloud's service, and the plugin is a component.
 //!
 //! Everything that is made lies in one temporary folder, which is removed at the end.
 
+mod cloud;
 mod handshake;
 mod keys;
 mod metrics;
@@ -22,7 +24,7 @@ use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::workspace::Programs;
 use crate::{file, system};
-use keys::{Keys, Plugin};
+use keys::{Backend, Keys, Place};
 use servers::{Servers, Setup};
 use story::{Notes, Story};
 
@@ -33,18 +35,20 @@ const KEY_SERVER: &str = "keys.demo.test";
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Options {
     keep: bool,
-    plugin: &'static Plugin,
+    backend: &'static Backend,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { keep: false, plugin: &Plugin::PKCS11 }
+        Self { keep: false, backend: &Backend::PKCS11 }
     }
 }
 
 impl Options {
-    /// With the example of a plugin in C.
-    pub(crate) const IN_C: Self = Self { keep: false, plugin: &Plugin::C };
+    /// With each backend.
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        Backend::ALL.iter().map(|backend| Self { keep: false, backend })
+    }
 
     /// Reads the words behind `demo`.
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
@@ -53,7 +57,7 @@ impl Options {
         while let Some(word) = words.next() {
             match *word {
                 "--keep" => options.keep = true,
-                "--plugin" => options.plugin = plugin(words.next().copied())?,
+                "--backend" => options.backend = backend(words.next().copied())?,
                 other => return Err(Failure::usage(format!("unexpected argument `{other}`"))),
             }
         }
@@ -61,28 +65,30 @@ impl Options {
     }
 }
 
-fn plugin(name: Option<&str>) -> Result<&'static Plugin> {
-    let known = Plugin::ALL.iter().copied().find(|known| Some(known.name) == name);
+fn backend(name: Option<&str>) -> Result<&'static Backend> {
+    let known = Backend::ALL.iter().copied().find(|known| Some(known.name) == name);
     known.ok_or_else(|| {
-        let names: Vec<_> = Plugin::ALL.iter().map(|plugin| plugin.name).collect();
+        let names: Vec<_> = Backend::ALL.iter().map(|backend| backend.name).collect();
         let got = name.map_or_else(|| "nothing".to_owned(), |name| format!("`{name}`"));
-        Failure::usage(format!("--plugin: expected one of {}, got {got}", names.join(", ")))
+        Failure::usage(format!("--backend: expected one of {}, got {got}", names.join(", ")))
     })
 }
 
 /// Does the demo, and fails unless everything about it was as it should be.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let interrupt = Interrupt::listen()?;
-    let plugin = options.plugin;
-    let mut story = Story::begin(plugin.title);
-    system::ensure(&[system::FOR_DEMO, plugin.needs].concat())?;
-    let programs = story.step(plugin.building, |_| build(plugin))?;
+    let backend = options.backend;
+    let mut story = Story::begin(backend.title);
+    system::ensure(&[system::FOR_DEMO, backend.needs].concat())?;
+    let programs = story.step(backend.building, |_| build(backend))?;
 
     let folder = file::temporary_folder("demo")?;
-    let setup = set_up(plugin, programs, folder.path(), &mut story)?;
+    let place = Place { folder: folder.path(), programs: &programs, interrupt: &interrupt };
+    let keys = story.step(backend.making, |notes| (backend.make)(&place, notes))?;
+    let setup = set_up(backend, programs, folder.path(), keys, &mut story)?;
     let mut servers = Servers::start(setup, &interrupt, &mut story)?;
     story.step("Shake hands as any client would", |notes| shake_hands(&servers, notes))?;
-    let search = format!("Look for the {} where it must not be", plugin.secret);
+    let search = format!("Look for the {} where it must not be", backend.secret);
     story.step(&search, |notes| servers.look_for_the_secret(notes))?;
     if options.keep {
         story.aside(&servers.things_to_try()?);
@@ -93,25 +99,30 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         notes.add(format!("removed {}", folder.path().display()));
         folder.close().map_err(|error| Failure::new(format!("cannot remove the temporary folder: {error}")))
     })?;
-    story.end(plugin.end);
+    story.end(backend.end);
     Ok(())
 }
 
-fn build(plugin: &Plugin) -> Result<Programs> {
-    let packages: Vec<_> = ["keystead", "keystead-edge"].into_iter().chain(plugin.package).collect();
-    Programs::build(&packages)
+fn build(backend: &Backend) -> Result<Programs> {
+    let packages: Vec<_> = ["keystead", "keystead-edge"].into_iter().chain(backend.package).collect();
+    (backend.build)(&packages)
 }
 
 /// From the keys to all that the servers need.
-fn set_up(plugin: &'static Plugin, programs: Programs, folder: &Path, story: &mut Story) -> Result<Setup> {
-    let keys = story.step(plugin.making, |notes| (plugin.make)(folder, notes))?;
-    let pki = story.step("Make certificates", |notes| Pki::create(folder, plugin.origin, &*keys, notes))?;
+fn set_up(
+    backend: &'static Backend,
+    programs: Programs,
+    folder: &Path,
+    keys: Box<dyn Keys>,
+    story: &mut Story,
+) -> Result<Setup> {
+    let pki = story.step("Make certificates", |notes| Pki::create(folder, backend.origin, &*keys, notes))?;
     let plugins = story.step("Put the plugin into a directory of its own", |notes| {
         let plugins = file::make_folder(&folder.join("plugins"))?;
         notes.add(keys.install_plugin(&programs, &plugins)?.display());
         Ok(plugins)
     })?;
-    Ok(Setup { folder: folder.to_owned(), programs, keys, pki, plugins, plugin })
+    Ok(Setup { folder: folder.to_owned(), programs, keys, pki, plugins, backend })
 }
 
 /// The certificates of the demo.

@@ -45,13 +45,12 @@ pub(crate) fn write_secret(path: &Path, text: &str) -> Result<()> {
     file.write_all(text.as_bytes()).map_err(|error| Failure::file("write", path, &error))
 }
 
-/// Copies a plugin into a folder, and gives where it is then.
-pub(crate) fn install_library(from: &Path, folder: &Path) -> Result<PathBuf> {
-    let to = folder.join(from.file_name().unwrap_or_default());
-    fs::copy(from, &to).map_err(|error| Failure::file("copy", from, &error))?;
+/// Copies a plugin, and gives where it is then.
+pub(crate) fn install_plugin(from: &Path, to: &Path) -> Result<PathBuf> {
+    fs::copy(from, to).map_err(|error| Failure::file("copy", from, &error))?;
     // The key server loads no code that others could have written.
-    set_mode(&to, 0o644)?;
-    Ok(to)
+    set_mode(to, 0o644)?;
+    Ok(to.to_owned())
 }
 
 /// Changes who may do what with a file or folder of this user's.

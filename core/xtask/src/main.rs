@@ -1,7 +1,7 @@
 //! What people automate here.
 //!
 //! ```text
-//! cargo xtask demo [--keep] [--plugin pkcs11|c]
+//! cargo xtask demo [--keep] [--backend pkcs11|c|azure|gcp]
 //! cargo xtask soak [--minutes N] [--seed N] [--isolation process|inline]
 //! cargo xtask test [STEP...]
 //! ```
@@ -40,9 +40,10 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
 commands:
-  demo [--keep] [--plugin pkcs11|c]
+  demo [--keep] [--backend pkcs11|c|azure|gcp]
           a TLS handshake signed inside a throw-away token, from nothing to a page, four times over;
-          with `--plugin c`, by the example of a plugin in C and a key that follows from a sealed seed;
+          with `--backend c`, by the example of a plugin in C and a key that follows from a sealed seed;
+          with `--backend azure` or `gcp`, by a fake of that cloud's key service, on this machine;
           `--keep` leaves everything running, with commands to try, until Ctrl-C
   soak [--minutes N] [--seed N] [--isolation process|inline]
           a key server under load for 10 minutes, while its PKCS#11 module meets a fault every 5 seconds: how soon each
@@ -108,8 +109,10 @@ mod tests {
 
     #[test]
     fn knows_its_commands() {
-        assert!(matches!(parse("demo --keep --plugin pkcs11"), Ok(Task::Demo(_))));
-        assert!(matches!(parse("demo --plugin c"), Ok(Task::Demo(_))));
+        assert!(matches!(parse("demo --keep --backend pkcs11"), Ok(Task::Demo(_))));
+        for backend in ["c", "azure", "gcp"] {
+            assert!(matches!(parse(&format!("demo --backend {backend}")), Ok(Task::Demo(_))));
+        }
         assert!(matches!(parse("soak --minutes 3"), Ok(Task::Soak(_))));
         assert!(matches!(parse("test"), Ok(Task::Test(_))));
         assert!(matches!(parse("test lints format"), Ok(Task::Test(_))));
@@ -119,7 +122,7 @@ mod tests {
     #[test]
     fn refuses_what_it_does_not_know_and_says_what_it_knows() {
         for line in
-            ["", "tset", "test all", "demo --plugin", "demo --plugin tape", "demo --quick", "soak --hours"]
+            ["", "tset", "test all", "demo --backend", "demo --backend tape", "demo --quick", "soak --hours"]
         {
             let failure = parse(line).map(|_| ()).expect_err(line).to_string();
             assert!(failure.contains("hint: "), "{line}: {failure}");

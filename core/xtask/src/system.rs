@@ -41,6 +41,12 @@ pub(crate) const FOR_C: &[Package] = &[
     Package::new("libssl-dev", Sign::AnyFile(&["/usr/include/openssl/evp.h"])),
 ];
 
+/// What the fakes of clouds need: OpenSSL to build with, and the way to it.
+pub(crate) const FOR_FAKES: &[Package] = &[
+    Package::new("pkg-config", Sign::Program("pkg-config")),
+    Package::new("libssl-dev", Sign::AnyFile(&["/usr/include/openssl/evp.h"])),
+];
+
 /// What the PKCS#11 module for the tests needs beside both: the header to write one, and the way to it and to OpenSSL,
 /// the independent judge of signatures.
 pub(crate) const FOR_MODULE: &[Package] = &[

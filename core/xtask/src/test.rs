@@ -38,7 +38,7 @@ const STEPS: &[Step] = &[
     Step::new("fuzzing", "each fuzz target, for seconds", fuzzing),
     Step::new("benchmarks", "each benchmark, once", benchmarks),
     Step::new("page", "the status page in a browser", page::check),
-    Step::new("demo", "handshakes signed in a token, and in C", demonstration),
+    Step::new("demo", "handshakes, with each backend", demonstration),
     Step::new("systemd", "the units, under a systemd of their own", systemd::check),
 ];
 
@@ -152,8 +152,7 @@ fn benchmarks() -> Result<()> {
 }
 
 fn demonstration() -> Result<()> {
-    demo::run(&demo::Options::default())?;
-    demo::run(&demo::Options::IN_C)
+    demo::Options::all().try_for_each(|options| demo::run(&options))
 }
 
 fn fuzzing() -> Result<()> {

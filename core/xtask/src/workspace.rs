@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::failure::{Failure, Result};
+use crate::system::WASM_TARGET;
 use crate::{file, process};
 
 /// Names a folder with programs to use, in place of those that Cargo builds now.
@@ -47,13 +48,22 @@ pub(crate) struct Programs(PathBuf);
 
 impl Programs {
     /// Builds packages, unless the environment names a folder where this has been done. They are without the sandbox for
-    /// components: nobody here has one, and its compiler takes minutes to build.
+    /// components, whose compiler takes minutes to build.
     pub(crate) fn build(packages: &[&str]) -> Result<Self> {
         if let Some(folder) = env::var_os(BUILT) {
             return Ok(Self(folder.into()));
         }
+        Self::build_with(&["--no-default-features"], packages)
+    }
+
+    /// Builds packages, with the sandbox.
+    pub(crate) fn build_with_sandbox(packages: &[&str]) -> Result<Self> {
+        Self::build_with(&[], packages)
+    }
+
+    fn build_with(options: &[&str], packages: &[&str]) -> Result<Self> {
         let packages = packages.iter().flat_map(|package| ["--package", package]);
-        process::run(cargo().args(["build", "--locked", "--no-default-features"]).args(packages))?;
+        process::run(cargo().args(["build", "--locked"]).args(options).args(packages))?;
         built().map(Self)
     }
 
@@ -69,6 +79,21 @@ impl Programs {
 
     /// Copies a plugin into a folder, and gives where it is then.
     pub(crate) fn install_plugin(&self, name: &str, folder: &Path) -> Result<PathBuf> {
-        file::install_library(&self.path(&format!("libkeystead_plugin_{name}.so")), folder)
+        let library = format!("libkeystead_plugin_{name}.so");
+        file::install_plugin(&self.path(&library), &folder.join(library))
     }
+}
+
+/// Builds a package as a component. Components are small, and quick only where they are optimised.
+pub(crate) fn build_component(package: &str) -> Result<()> {
+    let target = ["--release", "--target", WASM_TARGET];
+    process::run(cargo().args(["build", "--locked", "--package", package]).args(target))
+}
+
+/// Copies a plugin that was built as a component into a folder, and gives where it is then.
+pub(crate) fn install_component(name: &str, folder: &Path) -> Result<PathBuf> {
+    let built = built()?;
+    let built = built.parent().unwrap_or(&built).join(WASM_TARGET).join("release");
+    let component = built.join(format!("keystead_plugin_{name}.wasm"));
+    file::install_plugin(&component, &folder.join(format!("{name}.wasm")))
 }

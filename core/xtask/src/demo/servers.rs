@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::handshake::{Handshake, Target};
-use super::keys::{Keys, Plugin};
+use super::keys::{Backend, Keys};
 use super::story::{Notes, Story, Took};
 use super::{KEY_SERVER, Pki, metrics};
 use crate::daemon::Daemon;
@@ -26,9 +26,9 @@ pub(super) struct Setup {
     pub(super) programs: Programs,
     pub(super) keys: Box<dyn Keys>,
     pub(super) pki: Pki,
-    /// The directory with the plugin's library.
+    /// The directory with the plugin.
     pub(super) plugins: PathBuf,
-    pub(super) plugin: &'static Plugin,
+    pub(super) backend: &'static Backend,
 }
 
 /// The servers, running.
@@ -98,7 +98,7 @@ impl Servers {
             ("the edge's arguments", self.edge.arguments()?),
         ] {
             if self.setup.keys.are_given_away_by(&text) {
-                return Err(Failure::new(format!("the {} is in {what}", self.setup.plugin.secret)));
+                return Err(Failure::new(format!("the {} is in {what}", self.setup.backend.secret)));
             }
         }
         notes.add("not in the logs, not in the arguments of the servers");
@@ -107,16 +107,16 @@ impl Servers {
 
     /// Whether one of the servers runs no more.
     pub(super) fn have_ended(&mut self) -> bool {
-        self.key_server.has_ended() || self.edge.has_ended()
+        self.key_server.has_ended() || self.edge.has_ended() || self.setup.keys.have_ended()
     }
 
-    /// Stops both in order, and expects a clean end.
+    /// Stops all in order, and expects a clean end.
     pub(super) fn stop(self, notes: &mut Notes) -> Result<()> {
         let took = self.edge.stop()?;
         notes.add(format!("the edge, by SIGTERM: exit status 0 after {}", Took(took)));
         let took = self.key_server.stop()?;
         notes.add(format!("the key server, by SIGTERM: exit status 0 after {}", Took(took)));
-        Ok(())
+        self.setup.keys.stop(notes)
     }
 
     /// Commands for a person to try while everything runs.
@@ -185,7 +185,7 @@ fn start_key_server(
     metrics: SocketAddr,
     interrupt: &Interrupt,
 ) -> Result<Daemon> {
-    file::write(&setup.configuration(), &configuration(setup, keys, metrics))?;
+    file::write(&setup.configuration(), &configuration(setup, keys, metrics)?)?;
     let mut command = Command::new(setup.programs.path("keystead"));
     command.arg("run").arg("-c").arg(setup.configuration());
     let mut daemon = Daemon::start("key server", command, &setup.folder.join("keystead.log"))?;
@@ -193,8 +193,8 @@ fn start_key_server(
     Ok(daemon)
 }
 
-fn configuration(setup: &Setup, keys: SocketAddr, metrics: SocketAddr) -> String {
-    format!(
+fn configuration(setup: &Setup, keys: SocketAddr, metrics: SocketAddr) -> Result<String> {
+    Ok(format!(
         "listen: \"{keys}\"\n\
          metrics_listen: \"{metrics}\"\n\
          auth_cert: {}\n\
@@ -209,9 +209,9 @@ fn configuration(setup: &Setup, keys: SocketAddr, metrics: SocketAddr) -> String
         setup.pki.key_server.key.display(),
         setup.pki.machines.certificate().display(),
         setup.plugins.display(),
-        setup.plugin.name,
-        setup.keys.store(),
-    )
+        setup.backend.name,
+        setup.keys.store()?,
+    ))
 }
 
 fn start_edge(setup: &Setup, keys: SocketAddr, interrupt: &Interrupt) -> Result<(Daemon, SocketAddr)> {
