@@ -1,9 +1,14 @@
 //! The JSON of Cloud KMS, and what is checked of it: everything that comes back says whose it is and has a CRC32C.
 
+use std::collections::BTreeMap;
+
 use base64ct::{Base64, Encoding};
 use crc::{CRC_32_ISCSI, Crc};
 use keystead_plugin_api::{Code, Error, http::Response};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use serde_json::{Value, json};
 
 use crate::{ability::Input, resource::Version};
@@ -118,7 +123,7 @@ pub(crate) struct Described {
     #[serde(default)]
     pub(crate) purpose: String,
     #[serde(default)]
-    pub(crate) labels: std::collections::BTreeMap<String, String>,
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 /// A page of a key's versions.
@@ -141,9 +146,11 @@ pub(crate) struct DescribedVersion {
     pub(crate) algorithm: String,
 }
 
-/// Takes a successful answer apart.
+/// Takes a successful answer apart. It is an object: serde would take an empty list for one without members, and that for
+/// an empty listing.
 pub(crate) fn read<T: DeserializeOwned>(doing: &str, response: &Response) -> Result<T, Error> {
-    response.json().map_err(|error| about(doing, error))
+    let object = response.json::<BTreeMap<String, IgnoredAny>>();
+    object.and_then(|_| response.json()).map_err(|error| about(doing, error))
 }
 
 /// An error with what was being done.

@@ -18,7 +18,8 @@ mod resource;
 use std::{collections::BTreeMap, time::Duration};
 
 use keystead_plugin_api::{
-    Advice, Algorithm, Backend, Call, Description, Error, Health, Host, Isolation, Listing, Output, Secret,
+    Advice, Algorithm, Backend, Call, Code, Description, Error, Health, Host, Isolation, Listing, Output,
+    Secret,
     http::{Request, Response},
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -32,6 +33,10 @@ keystead_plugin_api::export_backend!(Kms);
 
 /// The name of the access token among the values that the host keeps.
 const TOKEN: &str = "access-token";
+
+/// The name of what `health` last answered, likewise, and for how long it counts.
+const GENERATION: &str = "generation";
+const KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// How long a token must still live to be sent along: as long as a request may take.
 const SPARE: Duration = Duration::from_secs(10);
@@ -180,7 +185,11 @@ impl Backend for Kms {
     /// Gets another token before the one that is used ends, and looks for what was rotated, enabled or disabled.
     fn health(&self, call: &Call<'_>) -> Result<Health, Error> {
         self.token(call, EARLY)?;
-        listing::generation(self, call).map(|generation| Health { generation })
+        let generation = match listing::generation(self, call) {
+            Err(error) if error.code == Code::Throttled => self.last_generation(call, error)?,
+            generation => self.keep_generation(call, generation?)?,
+        };
+        Ok(Health { generation })
     }
 
     fn close(&self, _grace: Duration) {}
@@ -193,6 +202,19 @@ impl Kms {
 
     fn token(&self, call: &Call<'_>, at_least: Duration) -> Result<Secret, Error> {
         self.host.cached(call, TOKEN, at_least, || self.config.credential.token(self.host, call))
+    }
+
+    fn keep_generation(&self, call: &Call<'_>, generation: u64) -> Result<u64, Error> {
+        let keep = || Ok((Secret::new(generation.to_be_bytes().to_vec()), KEPT));
+        self.host.cached(call, GENERATION, KEPT, keep)?; // nothing lives longer, so it is always kept anew
+        Ok(generation)
+    }
+
+    /// A quota that is used up keeps from looking, and is no outage: the store signs, and to ask more often, as of one
+    /// that is down, would use it up for good. What was last seen counts on.
+    fn last_generation(&self, call: &Call<'_>, throttled: Error) -> Result<u64, Error> {
+        let last = self.host.cached(call, GENERATION, Duration::ZERO, || Err(throttled.clone()))?;
+        last.expose().try_into().map(u64::from_be_bytes).map_err(|_| throttled)
     }
 
     /// Asks the service, and takes a successful answer apart.

@@ -16,8 +16,8 @@ use crate::{
     resource::{CryptoKey, Ring, Selector, Version},
 };
 
-/// How many entries a page has: the most that the service gives.
-const PAGE: u32 = 1000;
+/// How many entries a page has. With all the labels that a key can have, it stays below what the host takes.
+const PAGE: u32 = 200;
 
 /// How many pages are read, at most: a service that never ends is broken.
 const PAGES_MAX: u32 = 100;

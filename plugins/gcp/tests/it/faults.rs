@@ -132,6 +132,27 @@ fn a_list_with_names_of_others_is_not_believed() {
 }
 
 #[test]
+fn a_list_that_is_none_is_not_taken_for_an_empty_one() {
+    let world = World::with_a_key();
+    let session = world.open(json!({}));
+    for (list, member) in [("/cryptoKeys?", "cryptoKeys"), ("/cryptoKeyVersions?", "cryptoKeyVersions")] {
+        let odd = [r#"{"#.to_owned(), "[]".to_owned(), "<html>".to_owned(), String::new()];
+        let odd =
+            odd.into_iter().chain(["7", "[7]", "[{}]"].map(|value| format!(r#"{{"{member}": {value}}}"#)));
+        for body in odd {
+            world.server().disturb(Disturbance::answer(list, Answer::text(200, &body)));
+            let error = session.listing().unwrap_err();
+            assert_eq!(error.code, Code::Unavailable, "{body}");
+            assert!(
+                error.message.contains("the answer is not the JSON that was expected"),
+                "{body}: {error}"
+            );
+            world.server().calm();
+        }
+    }
+}
+
+#[test]
 fn each_refusal_has_its_class_and_says_what_the_service_says() {
     let world = World::with_a_key();
     let refused = |status: u16, name: &str, message: &str| {
@@ -194,6 +215,24 @@ fn a_quota_that_is_used_up_while_listing_fails_the_listing_and_not_a_key() {
     assert_eq!(session.listing().unwrap_err().code, Code::Throttled);
     world.server().calm();
     assert_eq!(session.listing().unwrap().keys.len(), 2);
+}
+
+#[test]
+fn a_quota_that_is_used_up_keeps_from_looking_and_is_no_outage() {
+    let world = World::with_a_key();
+    let (session, stranger) = (world.open(json!({})), world.open(json!({})));
+    let (listing, generation) = (session.listing().unwrap(), session.health().unwrap());
+    let body = json!({"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "Quota exceeded"}});
+    world.server().disturb(Disturbance::answer("GET ", Answer::json(429, &body)));
+    world.make_key("api", "EC_SIGN_P256_SHA256");
+    assert_eq!(session.health().unwrap(), generation, "nothing is known to have changed");
+    sign(&session, &listing).unwrap();
+    assert_eq!(stranger.health().unwrap_err().code, Code::Throttled, "which has seen nothing yet");
+    world.server().calm();
+    let after = session.health().unwrap();
+    assert_ne!(after, generation);
+    world.server().disturb(Disturbance::answer("GET ", Answer::json(429, &body)));
+    assert_eq!(session.health().unwrap(), after);
 }
 
 #[test]
