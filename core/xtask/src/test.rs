@@ -20,8 +20,9 @@ const SUITES: [(&str, &str); 2] = [
 ];
 
 /// The packages that are built as components, and what they are made with.
-const COMPONENTS: [&str; 4] = [
+const COMPONENTS: [&str; 5] = [
     "keystead-plugin-api",
+    "keystead-plugin-azure",
     "keystead-plugin-gcp",
     "keystead-plugin-openbao-transit",
     "keystead-plugin-hostile-wasm",

@@ -1,7 +1,8 @@
 //! What a vault answers to whoever doesn't say who he is: where tokens for it are made, and for what. No I/O.
 //!
 //! ```text
-//! WWW-Authenticate: Bearer authorization="https://login.microsoftonline.com/TENANT", resource="https://vault.azure.net"
+//! WWW-Authenticate: Bearer authorization="https://login.microsoftonline.com/TENANT",
+//!     resource="https://vault.azure.net"
 //! ```
 
 use keystead_plugin_api::{Code, Error};
@@ -18,8 +19,8 @@ pub(crate) struct Challenge {
 }
 
 impl Challenge {
-    /// Reads a challenge of a vault's. A token is for a resource by its name, and whoever gets one can use it there: so a
-    /// vault can ask only for tokens whose resource its own name ends in.
+    /// Reads a challenge of a vault's. A token is for a resource by its name, and whoever gets one can use it there: so
+    /// a vault can ask only for tokens whose resource its own name ends in.
     pub(crate) fn parse(vault: &Vault, header: &str) -> Result<Self, Error> {
         let odd = |what: &str| {
             let what = format!("{}: its challenge {what}; no token is sent there", vault.url());
@@ -117,13 +118,14 @@ mod tests {
             ),
             (
                 "demo.managedhsm.azure.net",
-                r#"Bearer authorization="https://login.microsoftonline.com/t", resource="https://managedhsm.azure.net""#,
+                r#"Bearer authorization="https://login.microsoftonline.com/t" resource="https://managedhsm.azure.net""#,
                 "https://login.microsoftonline.com/t",
                 "https://managedhsm.azure.net",
             ),
             (
                 "demo.vault.usgovcloudapi.net",
-                r#"bearer  authorization_uri="https://login.microsoftonline.us/t/" scope="https://vault.usgovcloudapi.net/.default""#,
+                "bearer  authorization_uri=\"https://login.microsoftonline.us/t/\" \
+                 scope=\"https://vault.usgovcloudapi.net/.default\"",
                 "https://login.microsoftonline.us/t",
                 "https://vault.usgovcloudapi.net",
             ),

@@ -51,7 +51,8 @@ impl Config {
         let place = |url: &String| {
             Place::parse(url).ok_or_else(|| {
                 Error::invalid(format!(
-                    "config: `uris`: expected https://NAME.vault.azure.net/keys, /keys/NAME or /keys/NAME/VERSION, got `{url}`"
+                    "config: `uris`: expected https://NAME.vault.azure.net/keys, /keys/NAME or /keys/NAME/VERSION, \
+                     got `{url}`"
                 ))
             })
         };

@@ -1,5 +1,5 @@
-//! How a token is got: the five ways in which this server may say who it is. What is secret in them stays with the host,
-//! which fills it in, or signs with it.
+//! How a token is got: the five ways in which this server may say who it is. What is secret in them stays with the
+//! host, which fills it in, or signs with it.
 
 use std::{
     hash::{BuildHasher, RandomState},

@@ -2,7 +2,8 @@
 //! HTTP, and needs nothing else of the machine or the network.
 //!
 //! It keeps nothing between two calls, since its instance may be gone after any of them; a key's id says all that is
-//! needed to sign with it. Secrets stay with the host, which puts them where they belong; tokens live in the host's cache.
+//! needed to sign with it. Secrets stay with the host, which puts them where they belong; tokens live in the host's
+//! cache.
 //!
 //! ```text
 //! place (URLs, ids) -> service (challenge -> token -> request) -> keys (JSON) -> Listing, signature
@@ -161,8 +162,8 @@ impl Survey<'_> {
         }
     }
 
-    /// Adds the versions of a key that were found, or a finding why not. `severity` is that of a key that can't be used:
-    /// one that the configuration names is missed.
+    /// Adds the versions of a key that were found, or a finding why not. `severity` is that of a key that can't be
+    /// used: one that the configuration names is missed.
     fn add(
         &self,
         place: &Place,

@@ -1,5 +1,5 @@
-//! A vault on the wire: requests with a token, which is got as the vault's challenge says, kept for all, refreshed early
-//! and got anew once where it is refused.
+//! A vault on the wire: requests with a token, which is got as the vault's challenge says, kept for all, refreshed
+//! early, and got anew once where it is refused.
 
 use std::time::Duration;
 
@@ -76,7 +76,7 @@ impl Service<'_> {
         Err(broken("a list without an end"))
     }
 
-    /// Gets a token for a vault before the old one ends. As long as the old one lives, it is no matter where that fails.
+    /// Gets a token for a vault before the old one ends. As long as that lives, it is no matter where this fails.
     pub(crate) fn refresh(&self, vault: &Vault) -> Result<(), Error> {
         let challenge = self.challenge(vault)?;
         let Err(error) = self.token(&challenge, FRESH) else { return Ok(()) };

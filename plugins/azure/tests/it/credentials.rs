@@ -191,7 +191,8 @@ fn a_machine_without_an_identity_is_said_and_a_service_that_is_being_updated_is_
     };
     let error = session("another").listing().unwrap_err();
     assert_eq!(error.code, Code::Credentials);
-    let line = "getting a token for https://vault.azure.net by the machine's identity: it says Identity not found (invalid_request) (HTTP 400)";
+    let line = "getting a token for https://vault.azure.net by the machine's identity: it says Identity not found \
+                (invalid_request) (HTTP 400)";
     assert_eq!(error.to_string(), line);
     for (status, class) in
         [(404, Code::Unavailable), (410, Code::Unavailable), (429, Code::Throttled), (500, Code::Unavailable)]
@@ -226,7 +227,8 @@ fn a_secret_that_is_refused_is_the_credentials_fault_and_another_works() {
     let error = session.listing().unwrap_err();
     assert_eq!((error.code, error.vendor.as_ref().unwrap().number), (Code::Credentials, 401));
     let start = format!(
-        "getting a token for https://vault.azure.net from https://login.microsoftonline.com/{}: it says AADSTS7000215: Invalid client secret provided.",
+        "getting a token for https://vault.azure.net from https://login.microsoftonline.com/{}: it says \
+         AADSTS7000215: Invalid client secret provided.",
         cloud.tenant()
     );
     assert!(error.message.starts_with(&start) && error.message.ends_with("(invalid_client)"), "{error}");

@@ -17,6 +17,13 @@ fn sign_within(session: &Session, key: &Key, time: Duration) -> Result<Vec<u8>, 
     session.perform(Operation::Sign, &request).map_err(|failure| failure.error)
 }
 
+/// A vault's answer to a request without a token.
+fn challenging(tenant: &str, resource: &str) -> Answer {
+    let authority = format!("https://login.microsoftonline.com/{tenant}");
+    let challenge = format!(r#"Bearer authorization="{authority}", resource="{resource}""#);
+    Answer::text(401, "").header("www-authenticate", &challenge)
+}
+
 #[test]
 fn a_vault_is_asked_without_a_token_once_and_one_token_serves_for_all() {
     let cloud = Cloud::with_key();
@@ -55,12 +62,11 @@ fn of_many_lanes_one_gets_the_token() {
 #[test]
 fn a_vault_that_wants_a_token_for_another_service_gets_none() {
     let cloud = Cloud::with_key();
-    let challenge = r#"Bearer authorization="https://login.microsoftonline.com/t", resource="https://management.azure.com""#;
-    let answer = Answer::text(401, "").header("www-authenticate", challenge);
+    let answer = challenging("t", "https://management.azure.com");
     cloud.vaults().disturb(Disturbance::answer("GET /keys", answer));
     let error = cloud.www().listing().unwrap_err();
     assert_eq!(error.code, Code::Denied);
-    let what = "its challenge is for `https://management.azure.com`, whose name the vault's doesn't end in; no token is";
+    let what = "its challenge is for `https://management.azure.com`, whose name the vault's doesn't end in; no token";
     assert!(error.message.contains(what), "{error}");
     assert_eq!(cloud.logins_asked(), 0);
 }
@@ -213,8 +219,7 @@ fn a_vault_that_refuses_a_fresh_token_is_not_asked_a_third_time() {
 fn a_vault_that_has_moved_to_another_tenant_is_followed() {
     let cloud = Cloud::with_key();
     let session = cloud.www();
-    let old = r#"Bearer authorization="https://login.microsoftonline.com/11111111-1111-1111-1111-111111111111", resource="https://vault.azure.net""#;
-    let answer = Answer::text(401, "").header("www-authenticate", old);
+    let answer = challenging("11111111-1111-1111-1111-111111111111", "https://vault.azure.net");
     cloud.vaults().disturb(Disturbance::answer("maxresults=1", answer).times(1));
     let error = session.listing().unwrap_err();
     assert!(error.message.contains("AADSTS90002: Tenant not found"), "{error}");

@@ -1,5 +1,5 @@
-//! The plugin with a fake of Azure, which the official SDK and recordings of the real service stand up for: as a library, and
-//! in the sandbox.
+//! The plugin with a fake of Azure, which the official client and recordings of the real service stand up for: as a
+//! library, and in the sandbox.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "whatever fails, fails the test")]
 
@@ -11,7 +11,7 @@ mod sdk;
 
 use std::sync::LazyLock;
 
-use keystead_fakes::{Azure, azure::Type};
+use keystead_fakes::azure::{Azure, Type};
 use keystead_plugin_api::{
     Algorithm, Code, Error, Key, Listing, Severity,
     conformance::{self, Session, Subject},

@@ -1,8 +1,8 @@
 //! Azure Key Vault and Managed HSM, with whoever makes tokens for them, under the names of three clouds.
 //!
 //! What is asked for must be right, as with the real ones: tokens are for a vault's own kind and expire, secrets and
-//! assertions are verified, digests have the length of their algorithm, and disabled keys don't sign. Keys are OpenSSL's.
-//! What the services answer, and in which words, is taken from their documentation and from recordings.
+//! assertions are verified, digests have the length of their algorithm, and disabled keys don't sign. Keys are
+//! OpenSSL's. What the services answer, and in which words, is taken from their documentation and from recordings.
 
 mod keys;
 mod login;

@@ -24,7 +24,6 @@ use tokio::{
 };
 
 pub use authority::Authority;
-pub use azure::Azure;
 pub use disturbance::Disturbance;
 pub use proxy::Proxy;
 pub use server::{Answer, Asked, Server};

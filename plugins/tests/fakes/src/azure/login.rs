@@ -1,5 +1,5 @@
-//! Who makes tokens: Entra ID for applications (OAuth 2.0 client credentials), and the metadata services for what runs in
-//! Azure itself.
+//! Who makes tokens: Entra ID for applications (OAuth 2.0 client credentials), and the metadata services for what runs
+//! in Azure itself.
 
 use std::fmt;
 
@@ -177,7 +177,8 @@ impl<'a> Assertion<'a> {
             Some(thumbprint) => {
                 let digest = accounts.certificate.digest(MessageDigest::sha256()).expect("a digest");
                 if *thumbprint != Base64UrlUnpadded::encode_string(&digest) {
-                    let what = "The certificate with that identifier used to sign the client assertion is not registered on application.";
+                    let what = "The certificate with that identifier used to sign the client assertion is not \
+                                registered on application.";
                     return Err(refusal(401, "invalid_client", 700_027, what));
                 }
                 let key = accounts.certificate.public_key().expect("a key");

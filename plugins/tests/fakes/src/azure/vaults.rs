@@ -155,7 +155,8 @@ fn operate(
 
 fn no_key(name: &str) -> Answer {
     let what = format!(
-        "A key with (name/id) {name} was not found in this key vault. If you recently deleted this key you may be able to recover it using the correct recovery command."
+        "A key with (name/id) {name} was not found in this key vault. If you recently deleted this key you may be able \
+         to recover it using the correct recovery command."
     );
     error(404, "KeyNotFound", &what)
 }
