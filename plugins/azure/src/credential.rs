@@ -81,6 +81,20 @@ impl Credential {
         call: &Call<'_>,
         challenge: &Challenge,
     ) -> Result<(Secret, Duration), Error> {
+        self.ask(host, call, challenge).map_err(|error| self.judged(error))
+    }
+
+    /// A credential that was refused is presented no more until the operator gives another. One that renews itself is:
+    /// the next may be good, and there is nothing that could be locked.
+    fn judged(&self, mut error: Error) -> Error {
+        let renews_itself = !matches!(self, Self::ClientSecret(_) | Self::ClientCertificate(_));
+        if renews_itself && error.code == Code::Credentials {
+            error.code = Code::Denied;
+        }
+        error
+    }
+
+    fn ask(&self, host: Host, call: &Call<'_>, challenge: &Challenge) -> Result<(Secret, Duration), Error> {
         match self {
             Self::ClientSecret(application) => {
                 application.token(host, call, challenge, |_, _| Ok(Proof::Secret("client_secret")))

@@ -36,7 +36,7 @@ use crate::{
     config::{Config, Versions},
     keys::{Bundle, Item, Signature, Unfit},
     place::{Id, Keys, Place, of_kid},
-    service::Service,
+    service::{Service, Trouble},
 };
 
 keystead_plugin_api::export_backend!(Azure);
@@ -168,18 +168,18 @@ impl Survey<'_> {
         &self,
         place: &Place,
         name: &str,
-        found: Result<Vec<Bundle>, Error>,
+        found: Result<Vec<Bundle>, Trouble>,
         severity: Severity,
         listing: &mut Listing,
     ) -> Result<(), Error> {
         let subject = format!("{}/keys/{name}", place.vault.url());
         let bundles = match found {
             Ok(bundles) => bundles,
-            Err(error) if is_about_one_key(&error) => {
+            Err(Trouble { error, of_the_key: true }) => {
                 listing.findings.push(finding(subject, error));
                 return Ok(());
             }
-            Err(error) => return Err(error),
+            Err(trouble) => return Err(trouble.error),
         };
         for bundle in bundles {
             let rsnull = self.0.config.rsnull(&place.vault);
@@ -226,22 +226,22 @@ impl Survey<'_> {
         Ok(named.filter(|(name, item)| self.0.config.wants(name, item.tags())).collect())
     }
 
-    fn version(&self, place: &Place, name: &str, version: &str) -> Result<Bundle, Error> {
+    fn version(&self, place: &Place, name: &str, version: &str) -> Result<Bundle, Trouble> {
         let path = format!("/keys/{name}/{version}");
         let bundle: Bundle =
             self.0.get(&place.vault, &path, &format!("reading the key `{name}` version {version}"))?;
         match bundle.name() == Some((name.to_owned(), version.to_owned())) {
             true => Ok(bundle),
-            false => Err(keys::broken("another key than was asked for")),
+            false => Err(keys::broken("another key than was asked for").into()),
         }
     }
 
     /// The versions of a key to serve, newest first: the newest that can be used, or all. Where none can, the newest.
-    fn versions(&self, place: &Place, name: &str) -> Result<Vec<Bundle>, Error> {
+    fn versions(&self, place: &Place, name: &str) -> Result<Vec<Bundle>, Trouble> {
         let newest: Bundle =
             self.0.get(&place.vault, &format!("/keys/{name}"), &format!("reading the key `{name}`"))?;
         if newest.name().is_none_or(|(found, _)| found != name) {
-            return Err(keys::broken("another key than was asked for"));
+            return Err(keys::broken("another key than was asked for").into());
         }
         let all = self.0.config.versions == Versions::Enabled;
         if !all && newest.attributes.hindrance().is_none() {
@@ -258,22 +258,15 @@ impl Survey<'_> {
 }
 
 /// Adds what was found to a hash, and whether it can be used now.
-fn note(found: Result<Vec<Bundle>, Error>, hasher: &mut DefaultHasher) -> Result<(), Error> {
+fn note(found: Result<Vec<Bundle>, Trouble>, hasher: &mut DefaultHasher) -> Result<(), Error> {
     match found {
         Ok(bundles) => bundles.iter().for_each(|bundle| {
             (bundle, bundle.attributes.hindrance(), bundle.attributes.expires_soon()).hash(hasher);
         }),
-        Err(error) if is_about_one_key(&error) => error.message.hash(hasher),
-        Err(error) => return Err(error),
+        Err(Trouble { error, of_the_key: true }) => error.message.hash(hasher),
+        Err(trouble) => return Err(trouble.error),
     }
     Ok(())
-}
-
-/// Whether an error of reading a key is the vault's, and says nothing about others.
-fn is_about_one_key(error: &Error) -> bool {
-    let status = error.vendor.as_ref().map(|vendor| vendor.number);
-    status.is_some_and(|status| status != 401)
-        && matches!(error.code, Code::NotFound | Code::Denied | Code::InvalidInput)
 }
 
 /// A key that can't be used: an error where the configuration names it, else a note.

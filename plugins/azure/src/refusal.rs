@@ -28,11 +28,12 @@ pub(crate) fn by_vault(doing: &str, response: &Response) -> Error {
 }
 
 /// A refusal by whoever makes tokens. A clock that is wrong makes every assertion one that isn't valid yet, or no more;
-/// that passes with the clock set right, and isn't the credential's fault.
+/// that isn't the credential's fault: it is tried again, and passes once the clock is set.
 pub(crate) fn by_authority(doing: &str, response: &Response) -> Error {
     let code = match response.status {
         429 => Code::Throttled,
-        400 | 401 if skew(response).is_some() => Code::Unavailable,
+        400 | 401 if skew(response).is_some() => Code::Denied,
+        400 if said_by_authority(&response.body).ends_with("(temporarily_unavailable)") => Code::Unavailable,
         400 | 401 | 403 => Code::Credentials,
         404 | 405 => Code::InvalidInput,
         _ => Code::Unavailable,
@@ -220,7 +221,7 @@ mod tests {
         assert_eq!(at(30).code, Code::Credentials);
         assert!(!at(30).message.contains("clock"));
         for (seconds, how) in [(600, "behind"), (-600, "ahead of")] {
-            assert_eq!(at(seconds).code, Code::Unavailable);
+            assert_eq!(at(seconds).code, Code::Denied);
             assert!(at(seconds).message.contains(how), "{}", at(seconds));
         }
     }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use keystead_plugin_api::{
-    Call, Error, Host, Secret,
+    Call, Code, Error, Host, Secret,
     http::{Request, Response},
 };
 use serde::de::DeserializeOwned;
@@ -30,6 +30,24 @@ const CHALLENGE: Duration = Duration::from_secs(24 * 3600);
 /// How many pages a list may have, of 25 keys each.
 const PAGES_MAX: usize = 2000;
 
+/// What went wrong, and whether it is about the key that was asked for, or about the vault and who asks.
+pub(crate) struct Trouble {
+    pub(crate) error: Error,
+    pub(crate) of_the_key: bool,
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        Self { error, of_the_key: false }
+    }
+}
+
+impl From<Trouble> for Error {
+    fn from(trouble: Trouble) -> Self {
+        trouble.error
+    }
+}
+
 /// One call's way to the services.
 pub(crate) struct Service<'a> {
     pub(crate) host: Host,
@@ -44,7 +62,7 @@ impl Service<'_> {
         vault: &Vault,
         path: &str,
         doing: &str,
-    ) -> Result<T, Error> {
+    ) -> Result<T, Trouble> {
         self.ask(vault, &Request::new("GET", url(vault, path)), doing)
     }
 
@@ -55,12 +73,12 @@ impl Service<'_> {
         path: &str,
         body: &serde_json::Value,
         doing: &str,
-    ) -> Result<T, Error> {
+    ) -> Result<T, Trouble> {
         self.ask(vault, &Request::new("POST", url(vault, path)).json(body), doing)
     }
 
     /// Every item of a list. Only the vault's own links are followed: what follows one carries a token.
-    pub(crate) fn list(&self, vault: &Vault, path: &str, doing: &str) -> Result<Vec<Item>, Error> {
+    pub(crate) fn list(&self, vault: &Vault, path: &str, doing: &str) -> Result<Vec<Item>, Trouble> {
         let mut items = Vec::new();
         let mut next = Some(format!("{}&maxresults=25", url(vault, path)));
         for _ in 0..PAGES_MAX {
@@ -70,10 +88,10 @@ impl Service<'_> {
             next = page.next;
             let own = |link: &String| link.is_empty() || link.starts_with(&format!("{}/", vault.url()));
             if !next.as_ref().is_none_or(own) {
-                return Err(broken("a page whose next isn't its own"));
+                return Err(broken("a page whose next isn't its own").into());
             }
         }
-        Err(broken("a list without an end"))
+        Err(broken("a list without an end").into())
     }
 
     /// Gets a token for a vault before the old one ends. As long as that lives, it is no matter where this fails.
@@ -85,7 +103,7 @@ impl Service<'_> {
         Ok(())
     }
 
-    fn ask<T: DeserializeOwned>(&self, vault: &Vault, request: &Request, doing: &str) -> Result<T, Error> {
+    fn ask<T: DeserializeOwned>(&self, vault: &Vault, request: &Request, doing: &str) -> Result<T, Trouble> {
         let (mut token, mut response) = self.send(vault, request)?;
         if response.status == 401 {
             self.host.forget(&kept_for(vault), &Secret::new(self.challenge(vault)?.written().into_bytes()));
@@ -94,14 +112,16 @@ impl Service<'_> {
         if response.status == 200 {
             return response.json().map_err(|mut error| {
                 error.message = format!("{doing}: {}", error.message);
-                error
+                error.into()
             });
         }
         let mut error = refusal::by_vault(doing, &response);
         if let Some(token) = str::from_utf8(token.expose()).ok().filter(|token| !token.is_empty()) {
             error.message = error.message.replace(token, "…"); // whoever repeats it, it goes no further
         }
-        Err(error)
+        let of_the_key = response.status != 401
+            && matches!(error.code, Code::NotFound | Code::Denied | Code::InvalidInput);
+        Err(Trouble { error, of_the_key })
     }
 
     /// Sends a request with a token, which is forgotten where it is refused.

@@ -25,7 +25,7 @@ pub(super) const CLIENT: &str = "c0ffee00-1111-4222-8333-444455556666";
 const FEDERATION: &str = "api://AzureADTokenExchange";
 const SUBJECT: &str = "system:serviceaccount:keystead:keystead";
 
-/// How far the clocks of others may be off, in seconds.
+/// How far the clocks of others may be ahead, in seconds.
 const LEEWAY: u64 = 300;
 
 /// What can show that one is the application.
@@ -230,7 +230,7 @@ impl<'a> Assertion<'a> {
         let now = state.now();
         let time = |name: &str| self.claims.get(name).and_then(Value::as_u64);
         let begun = time("nbf").is_none_or(|nbf| nbf <= now + LEEWAY);
-        match begun && time("exp").is_some_and(|exp| exp + LEEWAY > now) {
+        match begun && time("exp").is_some_and(|exp| exp > now) {
             true => Ok(()),
             false => {
                 let what = "Client assertion is not within its valid time range.";
