@@ -10,8 +10,8 @@ use crate::{
     place::{Id, Place, Vault},
 };
 
-/// How many vaults a store may have: the host keeps at most 64 values that expire, one for each vault, and tokens.
-const VAULTS_MAX: usize = 48;
+/// How many vaults a store may have: the host keeps at most 64 values that expire, two for each vault, and tokens.
+const VAULTS_MAX: usize = 24;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

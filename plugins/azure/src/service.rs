@@ -27,6 +27,9 @@ const FRESH: Duration = Duration::from_secs(300);
 /// How long a vault's challenge is believed. One that has changed shows by a token that is refused.
 const CHALLENGE: Duration = Duration::from_secs(24 * 3600);
 
+/// How long no other token is got for a vault that has refused a fresh one.
+const LATELY: Duration = Duration::from_secs(5);
+
 /// How many pages a list may have, of 25 keys each.
 const PAGES_MAX: usize = 2000;
 
@@ -105,9 +108,12 @@ impl Service<'_> {
 
     fn ask<T: DeserializeOwned>(&self, vault: &Vault, request: &Request, doing: &str) -> Result<T, Trouble> {
         let (mut token, mut response) = self.send(vault, request)?;
-        if response.status == 401 {
-            self.host.forget(&kept_for(vault), &Secret::new(self.challenge(vault)?.written().into_bytes()));
+        if response.status == 401 && !self.refused_lately(vault) {
+            self.forget(vault, &token)?;
             (token, response) = self.send(vault, request)?;
+            if response.status == 401 {
+                self.note_refusal(vault);
+            }
         }
         if response.status == 200 {
             return response.json().map_err(|mut error| {
@@ -124,15 +130,32 @@ impl Service<'_> {
         Err(Trouble { error, of_the_key })
     }
 
-    /// Sends a request with a token, which is forgotten where it is refused.
+    /// Forgets a token that was refused, and the challenge that it was got by: the vault may have moved.
+    fn forget(&self, vault: &Vault, token: &Secret) -> Result<(), Error> {
+        let challenge = self.challenge(vault)?.written();
+        self.host.forget(&challenge, token);
+        self.host.forget(&kept_for(vault), &Secret::new(challenge.into_bytes()));
+        Ok(())
+    }
+
+    /// Whether a vault has just refused a fresh token. A new one for each request then helps nobody, and whoever makes
+    /// them would throttle.
+    fn refused_lately(&self, vault: &Vault) -> bool {
+        let nobody = || Err(Error::new(Code::NotFound, "not lately"));
+        self.host.cached(self.call, &refused_by(vault), Duration::ZERO, nobody).is_ok()
+    }
+
+    fn note_refusal(&self, vault: &Vault) {
+        let note = || Ok((Secret::new(b"lately".to_vec()), LATELY));
+        let _ = self.host.cached(self.call, &refused_by(vault), Duration::ZERO, note); // what isn't kept isn't missed
+    }
+
+    /// Sends a request with a token.
     fn send(&self, vault: &Vault, request: &Request) -> Result<(Secret, Response), Error> {
         let challenge = self.challenge(vault)?;
         let token = self.token(&challenge, SENT)?;
         let bearer = format!("Bearer {}", str::from_utf8(token.expose()).unwrap_or_default());
         let response = self.host.fetch(self.call, &request.clone().header("authorization", bearer))?;
-        if response.status == 401 {
-            self.host.forget(&challenge.written(), &token);
-        }
         Ok((token, response))
     }
 
@@ -170,4 +193,9 @@ fn url(vault: &Vault, path: &str) -> String {
 /// The name that a vault's challenge is kept under.
 fn kept_for(vault: &Vault) -> String {
     format!("challenge {}", vault.url())
+}
+
+/// The name that a vault's refusal is kept under.
+fn refused_by(vault: &Vault) -> String {
+    format!("refused {}", vault.url())
 }

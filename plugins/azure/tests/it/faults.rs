@@ -212,6 +212,14 @@ fn a_vault_that_refuses_a_fresh_token_is_not_asked_a_third_time() {
     assert!(error.to_string().ends_with("AKV10032: Invalid issuer. (Unauthorized) (HTTP 401)"), "{error}");
     assert_eq!(cloud.logins_asked(), tokens + 1);
     assert_eq!(cloud.vaults().asked().len(), requests + 3, "two tries, and a new challenge between them");
+    for _ in 0..3 {
+        assert_eq!(sign(&session, &key).unwrap_err().code, Code::Denied);
+    }
+    assert_eq!(cloud.logins_asked(), tokens + 1, "nor is a token got for each request");
+    assert_eq!(cloud.vaults().asked().len(), requests + 6);
+    cloud.vaults().calm();
+    sign(&session, &key).unwrap();
+    assert_eq!(cloud.logins_asked(), tokens + 1);
 }
 
 #[test]
