@@ -69,7 +69,11 @@ impl Credential {
                     return Err(Error::invalid(what));
                 }
             }
-            Self::ManagedIdentity(identity) | Self::AppService(identity) => identity.check()?,
+            Self::ManagedIdentity(identity) => {
+                identity.check()?;
+                is_origin("credential.endpoint", identity.endpoint.as_deref(), &["http://", "https://"])?;
+            }
+            Self::AppService(identity) => identity.check()?,
         }
         Ok(self)
     }
@@ -200,7 +204,6 @@ impl Identity {
         challenge: &Challenge,
     ) -> Result<(Secret, Duration), Error> {
         let endpoint = self.endpoint.as_deref().unwrap_or(IMDS);
-        is_origin("credential.endpoint", Some(endpoint), &["http://", "https://"])?;
         let url = format!("{}/metadata/identity/oauth2/token", endpoint.trim_end_matches('/'));
         let url = self.query(&url, "2018-02-01", "msi_res_id", challenge);
         let request = Request::new("GET", url).header("metadata", "true");

@@ -63,7 +63,6 @@ pub(crate) struct Item {
 /// A page of them.
 #[derive(Deserialize)]
 pub(crate) struct Page {
-    #[serde(default)]
     pub(crate) value: Vec<Item>,
     #[serde(default, rename = "nextLink")]
     pub(crate) next: Option<String>,

@@ -29,7 +29,7 @@ use std::{
 
 use keystead_plugin_api::{
     Advice, Algorithm, Backend, Call, Code, Description, Error, Finding, Health, Host, Isolation, Listing,
-    Output, Severity,
+    Output, Secret, Severity,
 };
 
 use crate::{
@@ -40,6 +40,10 @@ use crate::{
 };
 
 keystead_plugin_api::export_backend!(Azure);
+
+/// The name of what `health` last answered in the host's cache, and for how long it counts.
+const GENERATION: &str = "generation";
+const KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// A store of keys in vaults and managed HSMs.
 pub struct Azure {
@@ -117,13 +121,11 @@ impl Backend for Azure {
     }
 
     fn health(&self, call: &Call<'_>) -> Result<Health, Error> {
-        let survey = self.survey(call);
-        self.config.vaults().into_iter().try_for_each(|vault| survey.0.refresh(vault))?;
-        let mut hasher = DefaultHasher::new();
-        for place in &self.config.places {
-            survey.look(place, &mut hasher)?;
-        }
-        Ok(Health { generation: hasher.finish() })
+        let generation = match self.generation(call) {
+            Err(error) if error.code == Code::Throttled => self.last_generation(call, error)?,
+            generation => self.keep_generation(call, generation?)?,
+        };
+        Ok(Health { generation })
     }
 
     fn close(&self, _grace: Duration) {}
@@ -136,6 +138,28 @@ impl Azure {
 
     fn survey<'a>(&'a self, call: &'a Call<'a>) -> Survey<'a> {
         Survey(self.service(call))
+    }
+
+    /// What the listing depends on, as a number.
+    fn generation(&self, call: &Call<'_>) -> Result<u64, Error> {
+        let survey = self.survey(call);
+        self.config.vaults().into_iter().try_for_each(|vault| survey.0.refresh(vault))?;
+        let mut hasher = DefaultHasher::new();
+        self.config.places.iter().try_for_each(|place| survey.look(place, &mut hasher))?;
+        Ok(hasher.finish())
+    }
+
+    fn keep_generation(&self, call: &Call<'_>, generation: u64) -> Result<u64, Error> {
+        let keep = || Ok((Secret::new(generation.to_be_bytes().to_vec()), KEPT));
+        self.host.cached(call, GENERATION, KEPT, keep)?; // nothing lives longer, so it is always kept anew
+        Ok(generation)
+    }
+
+    /// A vault that is busy signing throttles whoever looks, too. That is no outage: the store signs, and to look more
+    /// often, as at one that is down, would make it worse. What was last seen counts on.
+    fn last_generation(&self, call: &Call<'_>, throttled: Error) -> Result<u64, Error> {
+        let last = self.host.cached(call, GENERATION, Duration::ZERO, || Err(throttled.clone()))?;
+        last.expose().try_into().map(u64::from_be_bytes).map_err(|_| throttled)
     }
 
     /// The id of a key of this store's.

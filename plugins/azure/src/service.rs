@@ -1,13 +1,13 @@
 //! A vault on the wire: requests with a token, which is got as the vault's challenge says, kept for all, refreshed
 //! early, and got anew once where it is refused.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use keystead_plugin_api::{
     Call, Code, Error, Host, Secret,
     http::{Request, Response},
 };
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::{
     challenge::Challenge,
@@ -116,7 +116,7 @@ impl Service<'_> {
             }
         }
         if response.status == 200 {
-            return response.json().map_err(|mut error| {
+            return taken(&response).map_err(|mut error| {
                 error.message = format!("{doing}: {}", error.message);
                 error.into()
             });
@@ -184,6 +184,12 @@ impl Service<'_> {
         let get = || self.config.credential.token(self.host, self.call, challenge);
         self.host.cached(self.call, &challenge.written(), at_least, get)
     }
+}
+
+/// Takes a successful answer apart. It is an object: serde would take a list for one with its members in order.
+fn taken<T: DeserializeOwned>(response: &Response) -> Result<T, Error> {
+    response.json::<BTreeMap<String, IgnoredAny>>()?;
+    response.json()
 }
 
 fn url(vault: &Vault, path: &str) -> String {

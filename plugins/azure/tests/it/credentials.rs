@@ -273,6 +273,7 @@ fn a_member_that_a_credential_does_not_have_is_refused_by_name() {
         (json!({"type": "client_secret", "send_chain": true}), "send_chain"),
         (json!({"type": "managed_identity", "client_id": "x", "object_id": "y"}), "got several"),
         (json!({"type": "client_secret", "authority": "http://x"}), "credential.authority"),
+        (json!({"type": "managed_identity", "endpoint": "http://169.254.169.254/x"}), "credential.endpoint"),
     ] {
         let error = store(&cloud, Build::Library, credential, &[], &[]).open().unwrap_err();
         assert_eq!(error.code, Code::InvalidInput, "{error}");

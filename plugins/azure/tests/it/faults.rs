@@ -138,9 +138,12 @@ fn an_answer_that_is_cut_off_or_is_none_is_unavailable() {
         let error = sign(&session, &key).unwrap_err();
         assert_eq!(error.code, Code::Unavailable, "{body}: {error}");
     }
-    for body in ["{}", "[]", r#"{"value": [{"kid": 3}]}"#] {
-        cloud.vaults().disturb(Disturbance::answer("GET /keys/www", Answer::text(200, body)).times(1));
-        assert_eq!(session.listing().unwrap_err().code, Code::Unavailable, "{body}");
+    let every = cloud.store(Build::Library, json!({"uris": [all(DEMO)]})).open().unwrap();
+    for body in ["{}", "[]", "[[]]", "7", r#"{"value": [{"kid": 3}]}"#, r#"{"value": null}"#] {
+        cloud.vaults().disturb(Disturbance::answer("GET /keys", Answer::text(200, body)).times(2));
+        for session in [&session, &every] {
+            assert_eq!(session.listing().unwrap_err().code, Code::Unavailable, "{body}");
+        }
     }
     sign(&session, &key).unwrap();
 }
@@ -264,6 +267,25 @@ fn tokens_are_refreshed_early_and_it_is_no_matter_where_that_fails() {
     assert_eq!(session.health().unwrap_err().code, Code::Unavailable);
     cloud.logins().calm();
     sign(&session, &key).unwrap();
+}
+
+#[test]
+fn a_vault_that_throttles_whoever_looks_is_no_outage() {
+    let cloud = Cloud::with_key();
+    let (session, stranger) = (cloud.www(), cloud.www());
+    let (key, generation) = (only(&session), session.health().unwrap());
+    let body = json!({"error": {"code": "Throttled", "message": "too many requests were received"}});
+    let throttled = || Disturbance::answer("GET /keys/www", Answer::json(429, &body));
+    cloud.vaults().disturb(throttled());
+    cloud.make_key(DEMO, "www", Type::P256);
+    assert_eq!(session.health().unwrap(), generation, "nothing is known to have changed");
+    sign(&session, &key).unwrap();
+    assert_eq!(stranger.health().unwrap_err().code, Code::Throttled, "which has seen nothing yet");
+    cloud.vaults().calm();
+    let after = session.health().unwrap();
+    assert_ne!(after, generation);
+    cloud.vaults().disturb(throttled());
+    assert_eq!(session.health().unwrap(), after);
 }
 
 #[test]

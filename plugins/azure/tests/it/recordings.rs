@@ -163,7 +163,8 @@ fn what_the_real_service_signed_verifies_with_the_keys_that_it_showed() {
         *verified.entry(algorithm).or_insert(0) += 1;
     }
     assert_eq!(verified.len(), 9, "{verified:?}");
-    assert!(signed.len() >= 48 && verified.values().sum::<i32>() >= 40, "{verified:?}");
+    let other = "two are on secp256k1";
+    assert_eq!((signed.len(), verified.values().sum::<i32>()), (48, 46), "{other}: {verified:?}");
     let asked = replay.cloud.logins().asked();
     assert_eq!(asked[0].header("host"), Some("login.microsoftonline.com"), "once login.windows.net");
 }
@@ -180,7 +181,7 @@ fn every_recorded_key_is_read_or_passed_over_with_a_word() {
         .collect();
     let hosts: BTreeSet<_> = bundles.values().map(Exchange::host).collect();
     for host in hosts {
-        let own = bundles.iter().filter(|(kid, _)| kid.contains(host)).take(30);
+        let own = bundles.iter().filter(|(kid, _)| kid.contains(host));
         for (kid, one) in own {
             let listing = replay.store(host, &[kid]).listing().unwrap();
             let kty = one.json()["key"]["kty"].as_str().unwrap().to_owned();
