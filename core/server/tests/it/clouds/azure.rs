@@ -1,13 +1,16 @@
 //! Azure Key Vault.
 
+use std::time::Duration;
+
 use keystead_fakes::{
     Answer,
     azure::{Azure, Type},
 };
+use keystead_protocol::Opcode;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::{Build, Cloud, Files, Public};
+use super::{Build, Client, Cloud, Files, Public, Server};
 
 /// The vault of the keys.
 const VAULT: &str = "demo.vault.azure.net";
@@ -115,4 +118,25 @@ fn the_quota_of_a_vault_sheds_requests_and_no_store() {
 #[test]
 fn a_vault_that_is_away_and_back_is_served_again() {
     super::comes_back_after_an_outage(&Vault::start());
+}
+
+#[test]
+fn a_workload_whose_token_has_expired_is_served_by_itself_once_another_is_written() {
+    let vault = Vault::start();
+    let (files, directory) = (Files::new(), super::directory::<Vault>(Build::Component));
+    let keys = vault.make_keys();
+    let write = |lives| {
+        let token = vault.azure.federated_token(Duration::from_secs(lives));
+        files.write("federated-token", token.as_bytes())
+    };
+    let (entry, environment) = vault.legacy(&files, "p256");
+    let mut keystead = super::keystead(&files.config(&format!("private_key_stores:\n{entry}")), &directory);
+    keystead.envs(environment).env_remove("AZURE_CLIENT_SECRET").env("AZURE_FEDERATED_TOKEN_FILE", write(0));
+    let server = Server::spawn(keystead);
+    server.wait_for("AADSTS700024");
+    write(3600);
+    server.wait_until_ready();
+    let mut client = Client::connect(&files, &server);
+    let signature = client.ask(super::ski_of(&keys, "p256"), Opcode::ECDSA_SIGN_SHA256, &[1; 32]);
+    assert!(signature.is_ok(), "{signature:?}\n{}", server.log());
 }
