@@ -232,7 +232,7 @@ impl Survey<'_> {
             }
             Keys::Named(name) => note(self.versions(place, name), hasher),
             Keys::All => self.wanted(place)?.into_iter().try_for_each(|(name, item)| {
-                item.hash(hasher);
+                (&item, item.attributes.expires_soon()).hash(hasher);
                 // A list tells of the newest version alone.
                 match self.0.config.versions == Versions::Newest && item.attributes.hindrance().is_none() {
                     true => Ok(()),
@@ -263,7 +263,7 @@ impl Survey<'_> {
     /// The versions of a key to serve, newest first: the newest that can be used, or all. Where none can, the newest.
     fn versions(&self, place: &Place, name: &str) -> Result<Vec<Bundle>, Trouble> {
         let newest: Bundle =
-            self.0.get(&place.vault, &format!("/keys/{name}"), &format!("reading the key `{name}`"))?;
+            self.0.get(&place.vault, &format!("/keys/{name}/"), &format!("reading the key `{name}`"))?;
         if newest.name().is_none_or(|(found, _)| found != name) {
             return Err(keys::broken("another key than was asked for").into());
         }

@@ -88,6 +88,12 @@ impl Vault {
         format!("https://{}", self.0)
     }
 
+    /// A link that is this vault's own, with the host as it is written here: the services add `:443` to theirs.
+    pub(crate) fn own(&self, link: &str) -> Option<String> {
+        let (vault, rest) = link.strip_prefix("https://")?.split_once('/')?;
+        (Self::parse(vault)? == *self).then(|| format!("{}/{rest}", self.url()))
+    }
+
     /// The name without the port.
     pub(crate) fn host(&self) -> &str {
         self.0.split(':').next().unwrap_or_default()
@@ -242,6 +248,25 @@ mod tests {
         assert!(covers("https://demo.vault.azure.net/keys/www-1", "api"), "a prefix is for all keys");
         assert!(!covers("https://demo.vault.azure.net/keys/www", ""));
         assert!(covers(&id.url(), "") && !covers(&id.url().replace("0123", "4567"), ""));
+    }
+
+    #[test]
+    fn only_a_vaults_own_links_are_its_own() {
+        let vault = Vault::parse("demo.vault.azure.net").unwrap();
+        let page = "https://demo.vault.azure.net/keys?$skiptoken=x";
+        for link in [page, "https://Demo.vault.azure.net:443/keys?$skiptoken=x"] {
+            assert_eq!(vault.own(link).as_deref(), Some(page));
+        }
+        for link in [
+            "https://demo.vault.azure.net",
+            "https://demo.vault.azure.net:8443/keys",
+            "https://demo.vault.azure.net.evil.example/keys",
+            "https://demo.vault.azure.net@evil.example/keys",
+            "http://demo.vault.azure.net/keys",
+            "/keys",
+        ] {
+            assert_eq!(vault.own(link), None, "{link}");
+        }
     }
 
     #[test]

@@ -85,14 +85,13 @@ impl Service<'_> {
         let mut items = Vec::new();
         let mut next = Some(format!("{}&maxresults=25", url(vault, path)));
         for _ in 0..PAGES_MAX {
-            let Some(link) = next.take().filter(|link| !link.is_empty()) else { return Ok(items) };
+            let link = next.ok_or_else(|| broken("a page whose next isn't its own"))?;
             let page: Page = self.ask(vault, &Request::new("GET", link), doing)?;
             items.extend(page.value);
-            next = page.next;
-            let own = |link: &String| link.is_empty() || link.starts_with(&format!("{}/", vault.url()));
-            if !next.as_ref().is_none_or(own) {
-                return Err(broken("a page whose next isn't its own").into());
-            }
+            next = match page.next.filter(|link| !link.is_empty()) {
+                None => return Ok(items),
+                Some(link) => vault.own(&link),
+            };
         }
         Err(broken("a list without an end").into())
     }

@@ -49,7 +49,7 @@ fn routed(state: &State, vault: &str, asked: &Asked) -> Result<Answer, Answer> {
         from: parameter("$skiptoken").and_then(|text| text.parse().ok()).unwrap_or(0),
         most: parameter("maxresults").and_then(|text| text.parse().ok()).unwrap_or(PAGE).min(PAGE),
         link: format!(
-            "https://{vault}{}?api-version={}",
+            "https://{vault}:443{}?api-version={}",
             asked.path,
             parameter("api-version").unwrap_or_default()
         ),
