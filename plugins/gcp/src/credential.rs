@@ -221,7 +221,8 @@ fn of_the_machine(
     let response = host.fetch(call, &request).map_err(|error| kms::about(doing, error))?;
     if response.status == 404 {
         let what = format!(
-            "{doing}: the machine has no service account `{account}`; attach one to it, or configure another `credential`"
+            "{doing}: the machine has no service account `{account}`; attach one, or configure another \
+             `credential`"
         );
         return Err(Error::new(Code::Credentials, what).with_vendor("HTTP", 404));
     }
@@ -321,12 +322,8 @@ fn not_of_a_key(mut error: Error) -> Error {
 fn required(host: Host, name: &str, configured: Option<&str>) -> Result<String, Error> {
     let found = public(host, name, configured)?;
     found.ok_or_else(|| {
-        expected(
-            name,
-            &format!(
-                "it here, or as a secret: `secrets: {{{name}: {{file: …, pointer: /{name}, expose: true}}}}`"
-            ),
-        )
+        let secret = format!("`secrets: {{{name}: {{file: …, pointer: /{name}, expose: true}}}}`");
+        expected(name, &format!("the one of the account's file, here or by {secret}"))
     })
 }
 
@@ -392,7 +389,9 @@ mod tests {
             assert_eq!(credential(odd).map(|_| ()).unwrap_err().code, Code::InvalidInput, "{odd}");
         }
         assert!(credential(r#"{"type": "metadata", "endpoint": "http://169.254.169.254/"}"#).is_ok());
-        assert!(credential(r#"{"type": "workload_identity", "audience": "a", "impersonate": "a@p.iam.gserviceaccount.com"}"#).is_ok());
+        let acts =
+            r#"{"type": "workload_identity", "audience": "a", "impersonate": "a@p.iam.gserviceaccount.com"}"#;
+        assert!(credential(acts).is_ok());
     }
 
     #[test]

@@ -190,7 +190,9 @@ mod tests {
 
     const NAME: &str = "projects/p/locations/l/keyRings/r/cryptoKeys/k/cryptoKeyVersions/1";
     /// RFC 8410 section 10.1.
-    const PEM: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
+    const PEM: &str = "-----BEGIN PUBLIC KEY-----\n\
+                       MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n\
+                       -----END PUBLIC KEY-----\n";
 
     fn version() -> Version {
         match Selector::parse(NAME).unwrap() {
@@ -200,8 +202,13 @@ mod tests {
     }
 
     fn spki(change: impl FnOnce(&mut Value)) -> Result<Vec<u8>, Error> {
-        let mut key = json!({"pem": PEM, "algorithm": "EC_SIGN_ED25519", "pemCrc32c": crc32c(PEM.as_bytes()).to_string(), "name": NAME,
-            "protectionLevel": "HSM"});
+        let mut key = json!({
+            "pem": PEM,
+            "algorithm": "EC_SIGN_ED25519",
+            "pemCrc32c": crc32c(PEM.as_bytes()).to_string(),
+            "name": NAME,
+            "protectionLevel": "HSM",
+        });
         change(&mut key);
         serde_json::from_value::<PublicKey>(key).unwrap().spki(&version())
     }
@@ -251,8 +258,13 @@ mod tests {
     fn a_signature_is_taken_where_name_flag_and_checksum_are_right() {
         let digest = Input::Digest("sha256", vec![1; 32].into());
         let bytes = |input: &Input<'_>, change: fn(&mut Value)| {
-            let mut answer = json!({"signature": "MTIzNDU2Nzg5", "signatureCrc32c": "3808858755", "verifiedDigestCrc32c": true,
-                "name": NAME, "protectionLevel": "HSM"});
+            let mut answer = json!({
+                "signature": "MTIzNDU2Nzg5",
+                "signatureCrc32c": "3808858755",
+                "verifiedDigestCrc32c": true,
+                "name": NAME,
+                "protectionLevel": "HSM",
+            });
             change(&mut answer);
             serde_json::from_value::<Signature>(answer).unwrap().bytes(&version(), input)
         };

@@ -100,7 +100,7 @@ fn chosen(store: &Kms, call: &Call<'_>) -> Result<Chosen, Error> {
 
 impl Chosen {
     fn add_ring(&mut self, store: &Kms, call: &Call<'_>, ring: &Ring) -> Result<(), Error> {
-        let doing = format!("listing the keys of `{ring}`");
+        let doing = format!("listing the keys of `{}`", ring.label());
         let keys = pages(store, call, &doing, &format!("{ring}/cryptoKeys"), "", |page: Keys| {
             (page.crypto_keys, page.next_page_token)
         })?;
@@ -146,7 +146,7 @@ impl Chosen {
 
     /// Adds the versions of a key that are wanted; answers how many.
     fn add_versions(&mut self, store: &Kms, call: &Call<'_>, key: &CryptoKey) -> Result<usize, Error> {
-        let doing = format!("listing the versions of `{key}`");
+        let doing = format!("listing the versions of `{}`", key.label());
         let (path, filter) = (format!("{key}/cryptoKeyVersions"), "&filter=state%3DENABLED");
         let versions = pages(store, call, &doing, &path, filter, |page: Versions| {
             (page.crypto_key_versions, page.next_page_token)
@@ -219,9 +219,10 @@ fn lack(one: &Served, all: &[Served]) -> Option<Finding> {
     };
     let subject = one.version.to_string();
     if one.ability.is_pkcs1() && !beside(Ability::is_pss) {
-        let what = "it signs with PKCS#1 v1.5 and not with PSS, which TLS 1.3 needs: a key of Cloud KMS has one padding";
-        let hint = "import the same private key a second time, with an algorithm RSA_SIGN_PSS_…, into a key of this store, and \
-                    the two serve as one; or use a key on P-256";
+        let what = "it signs with PKCS#1 v1.5 and not with PSS, which TLS 1.3 needs: a key of Cloud KMS has one \
+                    padding";
+        let hint = "import the same private key a second time, with an algorithm RSA_SIGN_PSS_…, into a key of \
+                    this store, and the two serve as one; or use a key on P-256";
         let error = Error::new(Code::Unsupported, what);
         return Some(Finding { severity: Severity::Warning, subject, error, hint: hint.to_owned() });
     }
@@ -243,8 +244,8 @@ fn finding(subject: impl ToString, error: Error) -> Finding {
             "`gcloud kms keys versions enable` enables it, where it isn't destroyed"
         }
         Code::Denied => {
-            "to sign, an account needs the role `roles/cloudkms.signerVerifier` on the key or its ring; to find versions and keys, \
-             `roles/cloudkms.viewer` as well"
+            "to sign, an account needs the role `roles/cloudkms.signerVerifier` on the key or its ring; to find \
+             versions and keys, `roles/cloudkms.viewer` as well"
         }
         _ => "",
     };

@@ -74,6 +74,11 @@ impl Selector {
 }
 
 impl Ring {
+    /// What an operator calls it.
+    pub(crate) fn label(&self) -> &str {
+        &self.ring
+    }
+
     /// The key of a name that the service gives for one of this ring's.
     pub(crate) fn key(&self, name: &str) -> Option<CryptoKey> {
         match Selector::parse(name)? {
@@ -92,6 +97,11 @@ impl Ring {
 }
 
 impl CryptoKey {
+    /// Likewise.
+    pub(crate) fn label(&self) -> String {
+        format!("{}/{}", self.ring.label(), self.key)
+    }
+
     /// The version of a name that the service gives for one of this key's.
     pub(crate) fn version(&self, name: &str) -> Option<Version> {
         match Selector::parse(name)? {
@@ -130,9 +140,9 @@ impl Version {
         self.key.version(name).as_ref() == Some(self)
     }
 
-    /// What an operator calls it.
+    /// Likewise.
     pub(crate) fn label(&self) -> String {
-        format!("{}/{} version {}", self.key.ring.ring, self.key.key, self.number)
+        format!("{} version {}", self.key.label(), self.number)
     }
 }
 

@@ -78,7 +78,8 @@ fn a_service_account_signs_its_tokens_itself_and_asks_nobody_for_them() {
 fn an_account_may_stand_in_the_configuration_and_its_key_never_leaves_the_host() {
     let world = World::with_a_key();
     let file = world.service_account();
-    let credential = json!({"type": "service_account", "client_email": file["client_email"], "private_key_id": file["private_key_id"]});
+    let (email, id) = (&file["client_email"], &file["private_key_id"]);
+    let credential = json!({"type": "service_account", "client_email": email, "private_key_id": id});
     let door = world.door(Build::Component).exposing(&[]);
     let subject = Subject::behind(door).config(json!({"uris": [RING], "credential": credential}));
     works(&world, &with_file(subject, &file, &["private_key"]).open().unwrap());
@@ -168,7 +169,8 @@ fn a_machine_has_the_token_of_its_metadata_server() {
 #[test]
 fn a_machine_without_an_account_and_a_server_that_is_none_are_told_apart() {
     let world = World::with_a_key();
-    let other = json!({"type": "metadata", "endpoint": world.metadata(), "account": "other@p.iam.gserviceaccount.com"});
+    let account = "other@p.iam.gserviceaccount.com";
+    let other = json!({"type": "metadata", "endpoint": world.metadata(), "account": account});
     let none = refused(&store(&world, other));
     assert_eq!(none.code, Code::Denied, "and not that there is no such key");
     assert!(

@@ -192,7 +192,8 @@ fn a_quota_that_is_used_up_says_when_to_come_back_and_recovers() {
     let retry = json!({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.25s"});
     let message =
         "Quota exceeded for quota metric 'HSM asymmetric requests' of service 'cloudkms.googleapis.com'.";
-    let body = json!({"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": message, "details": [retry]}});
+    let error = json!({"code": 429, "status": "RESOURCE_EXHAUSTED", "message": message, "details": [retry]});
+    let body = json!({"error": error});
     let error = fault(&world, Disturbance::answer(SIGN, Answer::json(429, &body)));
     assert_eq!((error.code, error.retry_after), (Code::Throttled, Some(Duration::from_millis(250))));
     let answer = Answer::json(429, &body).header("retry-after", "2");

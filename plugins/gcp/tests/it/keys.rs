@@ -92,7 +92,7 @@ fn what_is_not_there_or_does_not_sign_is_said_and_the_rest_is_served() {
     let expected = [
         "error www/cryptoKeyVersions/7: reading the public key of `tls/www version 7`: the service says NOT_FOUND: \
          CryptoKeyVersion www/cryptoKeyVersions/7 not found. (HTTP 404)",
-        "error wwww: listing the versions of `wwww`: the service says NOT_FOUND: CryptoKey wwww not found. (HTTP 404)",
+        "error wwww: listing the versions of `tls/wwww`: the service says NOT_FOUND: CryptoKey wwww not found. (HTTP 404)",
         "note coin/cryptoKeyVersions/1: passed over: EC_SIGN_SECP256K1_SHA256 doesn't sign for TLS",
         "note coin: passed over: no version of it that signs for TLS is enabled",
         "note disk: passed over: its purpose is ENCRYPT_DECRYPT, and not ASYMMETRIC_SIGN",

@@ -53,8 +53,12 @@ fn sign(cloud: &Mutex<Cloud>, name: &str, asked: &Asked) -> Answer {
         Err(message) => invalid(&message),
         Ok(signature) => {
             lock(cloud).signatures += 1;
-            let mut answer = json!({"signature": Base64::encode_string(&signature), "name": name, "protectionLevel": "HSM",
-                "signatureCrc32c": crc32c(&signature).to_string()});
+            let mut answer = json!({
+                "signature": Base64::encode_string(&signature),
+                "signatureCrc32c": crc32c(&signature).to_string(),
+                "name": name,
+                "protectionLevel": "HSM",
+            });
             answer[field] = verified.into();
             Answer::json(200, &answer)
         }

@@ -164,7 +164,8 @@ impl Signatory {
     pub(super) fn token(&self, now: u64, lives: Duration) -> String {
         let header = json!({"alg": "RS256", "typ": "JWT", "kid": self.id});
         let audience = format!("https:{AUDIENCE}");
-        let claims = json!({"iss": ISSUER, "sub": "keystead", "aud": audience, "iat": now, "exp": now + lives.as_secs()});
+        let expires = now + lives.as_secs();
+        let claims = json!({"iss": ISSUER, "sub": "keystead", "aud": audience, "iat": now, "exp": expires});
         let encoded = |part: &Value| Base64UrlUnpadded::encode_string(part.to_string().as_bytes());
         let unsigned = format!("{}.{}", encoded(&header), encoded(&claims));
         let mut signer = Signer::new(MessageDigest::sha256(), &self.pair).expect("a signer");
@@ -331,12 +332,17 @@ impl Cloud {
     }
 }
 
-const INVALID: &str = "Request had invalid authentication credentials. Expected OAuth 2 access token, login cookie or other \
-                       valid authentication credential. See https://developers.google.com/identity/sign-in/web/devconsole-project.";
+const INVALID: &str = "Request had invalid authentication credentials. Expected OAuth 2 access token, login \
+                       cookie or other valid authentication credential. See \
+                       https://developers.google.com/identity/sign-in/web/devconsole-project.";
 
 fn unauthenticated(reason: &str, message: &str) -> Answer {
-    let detail = json!({"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "googleapis.com",
-        "metadata": {"service": "cloudkms.googleapis.com"}});
+    let detail = json!({
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+        "reason": reason,
+        "domain": "googleapis.com",
+        "metadata": {"service": "cloudkms.googleapis.com"},
+    });
     let body =
         json!({"error": {"code": 401, "message": message, "status": "UNAUTHENTICATED", "details": [detail]}});
     Answer::json(401, &body)
