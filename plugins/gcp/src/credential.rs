@@ -270,7 +270,7 @@ fn impersonated(
     let request = authorized(Request::new("POST", url), own).json(&body);
     let response = host.fetch(call, &request).map_err(|error| kms::about(&doing, error))?;
     if response.status != 200 {
-        return Err(not_of_a_key(refusal::of_the_api(&doing, &response)));
+        return Err(no_key_is_meant(refusal::of_the_api(&doing, &response)));
     }
     let Impersonated { access_token } = take(&doing, response)?;
     Ok((checked(&doing, access_token)?, LIFE))
@@ -312,7 +312,7 @@ pub(crate) fn authorized(request: Request, token: &Secret) -> Request {
 }
 
 /// What says that there is no such account must not be taken for saying that there is no such key.
-fn not_of_a_key(mut error: Error) -> Error {
+fn no_key_is_meant(mut error: Error) -> Error {
     if error.code == Code::NotFound {
         error.code = Code::Credentials;
     }

@@ -142,7 +142,7 @@ impl Backend for Kms {
     }
 
     fn keys(&self, call: &Call<'_>) -> Result<Listing, Error> {
-        self.token(call, SPARE)?;
+        self.refresh(call)?;
         listing::list(self, call)
     }
 
@@ -184,7 +184,7 @@ impl Backend for Kms {
 
     /// Gets another token before the one that is used ends, and looks for what was rotated, enabled or disabled.
     fn health(&self, call: &Call<'_>) -> Result<Health, Error> {
-        self.token(call, EARLY)?;
+        self.refresh(call)?;
         let generation = match listing::generation(self, call) {
             Err(error) if error.code == Code::Throttled => self.last_generation(call, error)?,
             generation => self.keep_generation(call, generation?)?,
@@ -204,6 +204,14 @@ impl Kms {
         self.host.cached(call, TOKEN, at_least, || self.config.credential.token(self.host, call))
     }
 
+    /// Has a token that lives for a while. As long as the old one does, it is no matter where this fails.
+    fn refresh(&self, call: &Call<'_>) -> Result<(), Error> {
+        let Err(error) = self.token(call, EARLY) else { return Ok(()) };
+        self.token(call, SPARE)?;
+        tracing::warn!("no new access token, while the old one still lives: {error}");
+        Ok(())
+    }
+
     fn keep_generation(&self, call: &Call<'_>, generation: u64) -> Result<u64, Error> {
         let keep = || Ok((Secret::new(generation.to_be_bytes().to_vec()), KEPT));
         self.host.cached(call, GENERATION, KEPT, keep)?; // nothing lives longer, so it is always kept anew
@@ -219,22 +227,27 @@ impl Kms {
 
     /// Asks the service, and takes a successful answer apart.
     fn ask<T: DeserializeOwned>(&self, call: &Call<'_>, doing: &str, request: &Request) -> Result<T, Error> {
-        let response = self.fetch(call, request).map_err(|error| kms::about(doing, error))?;
-        match response.status {
-            200 => kms::read(doing, &response),
-            _ => Err(self.config.credential.judge(refusal::of_the_api(doing, &response))),
+        let (token, mut response) = self.fetch(call, request).map_err(|error| kms::about(doing, error))?;
+        if response.status == 200 {
+            return kms::read(doing, &response);
         }
+        if let (Ok(token), Ok(said)) = (str::from_utf8(token.expose()), str::from_utf8(&response.body)) {
+            response.body = said.replace(token, "…").into_bytes(); // whoever repeats it, it goes no further
+        }
+        Err(self.config.credential.judge(refusal::of_the_api(doing, &response)))
     }
 
     /// Where a token is refused that should live, it was revoked: another one is tried, once.
-    fn fetch(&self, call: &Call<'_>, request: &Request) -> Result<Response, Error> {
+    fn fetch(&self, call: &Call<'_>, request: &Request) -> Result<(Secret, Response), Error> {
         let token = self.token(call, SPARE)?;
         let response = self.host.fetch(call, &self.with(request, &token))?;
         if response.status != 401 {
-            return Ok(response);
+            return Ok((token, response));
         }
         self.host.forget(TOKEN, &token);
-        self.host.fetch(call, &self.with(request, &self.token(call, SPARE)?))
+        let token = self.token(call, SPARE).map_err(not_of_a_key)?;
+        let response = self.host.fetch(call, &self.with(request, &token))?;
+        Ok((token, response))
     }
 
     fn with(&self, request: &Request, token: &Secret) -> Request {
@@ -244,4 +257,11 @@ impl Kms {
             None => request,
         }
     }
+}
+
+/// What a token endpoint refuses in the middle of a listing is not about the key that was just asked for: those errors have
+/// the status of the service of keys.
+fn not_of_a_key(mut error: Error) -> Error {
+    error.vendor = None;
+    error
 }

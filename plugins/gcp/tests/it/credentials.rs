@@ -328,6 +328,53 @@ fn no_credential_is_ever_in_the_memory_of_a_component() {
 }
 
 #[test]
+fn as_long_as_a_token_lives_it_is_no_matter_that_there_is_no_other() {
+    let world = World::with_a_key();
+    world.set_token_life(Duration::from_secs(200));
+    let session = machine(&world).open().unwrap();
+    let listing = session.listing().unwrap();
+    world.metadata_server().disturb(Disturbance::answer("token", Answer::text(503, "")));
+    session.health().unwrap();
+    session.listing().unwrap();
+    sign(&session, &listing).unwrap();
+    let told = "no new access token, while the old one still lives: asking the metadata server";
+    assert!(
+        session.host().records().iter().any(|record| record.level == 2 && record.message.starts_with(told))
+    );
+    world.revoke_tokens();
+    assert_eq!(session.health().unwrap_err().code, Code::Unavailable);
+}
+
+#[test]
+fn a_token_that_is_refused_for_good_while_listing_is_not_laid_to_a_key() {
+    let world = World::with_a_key();
+    let session = person(&world).open().unwrap();
+    session.listing().unwrap();
+    let denied = Answer::json(403, &json!({"error": "access_denied"}));
+    world.server().disturb(Disturbance::answer("POST /token", denied));
+    world.revoke_tokens();
+    let error = session.listing().unwrap_err();
+    assert_eq!(error.code, Code::Denied);
+    assert!(error.message.contains("refreshing the access token: the service says access_denied"), "{error}");
+}
+
+#[test]
+fn a_token_that_the_service_repeats_goes_no_further() {
+    let world = World::with_a_key();
+    let session = machine(&world).open().unwrap();
+    let listing = session.listing().unwrap();
+    let token = world.live_tokens().remove(0);
+    for before in [0, 270, 400] {
+        let message = format!("{}{token} may not", "x".repeat(before));
+        let body = json!({"error": {"status": "PERMISSION_DENIED", "message": message}});
+        world.server().disturb(Disturbance::answer(":asymmetricSign", Answer::json(403, &body)));
+        let denied = sign(&session, &listing).unwrap_err();
+        assert!(denied.message.contains("the service says PERMISSION_DENIED: "), "{denied}");
+        assert!(!denied.message.contains(&token[..10]), "not a piece of it: {denied}");
+    }
+}
+
+#[test]
 fn a_token_endpoint_that_fails_fails_no_longer_than_it_does() {
     let world = World::with_a_key();
     let session = person(&world).open().unwrap();
