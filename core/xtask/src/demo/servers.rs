@@ -89,19 +89,20 @@ impl Servers {
         ))
     }
 
-    /// Expects that what opens the keys is in no log, and in no arguments of a process.
+    /// Expects that what opens the keys is in no log, in no arguments of a process, and not in the metrics.
     pub(super) fn look_for_the_secret(&self, notes: &mut Notes) -> Result<()> {
         for (what, text) in [
             ("the key server's log", self.key_server.log()?),
             ("the key server's arguments", self.key_server.arguments()?),
             ("the edge's log", self.edge.log()?),
             ("the edge's arguments", self.edge.arguments()?),
+            ("the key server's metrics", http::get(self.metrics, "/metrics")?.body),
         ] {
             if self.setup.keys.are_given_away_by(&text) {
                 return Err(Failure::new(format!("the {} is in {what}", self.setup.backend.secret)));
             }
         }
-        notes.add("not in the logs, not in the arguments of the servers");
+        notes.add("not in the logs, not in the arguments of the servers, not in the metrics");
         Ok(())
     }
 

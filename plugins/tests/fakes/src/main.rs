@@ -14,7 +14,8 @@
 #![expect(clippy::print_stderr, clippy::print_stdout, reason = "a command-line tool")]
 
 use std::{
-    env, fs, io,
+    env, fs,
+    io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -89,7 +90,7 @@ impl Wanted {
 /// Serves until it is to end.
 fn serve(wanted: &Wanted) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::TERM))?;
-    let folder = wanted.folder.canonicalize()?;
+    let folder = wanted.folder.canonicalize().map_err(|error| naming(&wanted.folder, &error))?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let _inside = runtime.enter();
     let (mut terminated, mut interrupted) =
@@ -165,7 +166,7 @@ fn azure(folder: &Path) -> io::Result<Azure> {
         azure.client_id(),
         secret.display()
     );
-    fs::write(folder.join("store.yaml"), store)?;
+    write(&folder.join("store.yaml"), store.as_bytes())?;
     Ok(azure)
 }
 
@@ -193,7 +194,7 @@ fn gcp(folder: &Path) -> io::Result<Gcp> {
         account.display(),
         way(folder, &gcp.proxy())
     );
-    fs::write(folder.join("store.yaml"), store)?;
+    write(&folder.join("store.yaml"), store.as_bytes())?;
     Ok(gcp)
 }
 
@@ -210,12 +211,21 @@ fn rsa_2048() -> Result<Vec<u8>, ErrorStack> {
 /// Writes a public half as `NAME.pem`.
 fn write_public_key(folder: &Path, name: &str, spki: &[u8]) -> io::Result<()> {
     let pem = PKey::public_key_from_der(spki)?.public_key_to_pem()?;
-    fs::write(folder.join(format!("{name}.pem")), pem)
+    write(&folder.join(format!("{name}.pem")), &pem)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    fs::write(path, bytes).map_err(|error| naming(path, &error))
 }
 
 /// Writes a file that only this user may read, from the first moment on.
 fn write_secret(path: &Path, text: &str) -> io::Result<()> {
     let mut options = fs::OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(0o600).open(path)?;
-    io::Write::write_all(&mut file, text.as_bytes())
+    let file = options.write(true).create_new(true).mode(0o600).open(path);
+    file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| naming(path, &error))
+}
+
+/// An error that says where.
+fn naming(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
