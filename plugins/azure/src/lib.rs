@@ -24,7 +24,7 @@ use std::{
     cmp::Reverse,
     collections::BTreeSet,
     hash::{DefaultHasher, Hash, Hasher},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use keystead_plugin_api::{
@@ -41,8 +41,10 @@ use crate::{
 
 keystead_plugin_api::export_backend!(Azure);
 
-/// The name of what `health` last answered in the host's cache, and for how long it counts.
+/// The names of what `health` last answered and of what the last listing was, in the host's cache, and for how long they
+/// count.
 const GENERATION: &str = "generation";
+const LISTED: &str = "listed";
 const KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// A store of keys in vaults and managed HSMs.
@@ -66,7 +68,8 @@ impl Backend for Azure {
         Ok(Self { config: Config::of(host)?, host })
     }
 
-    /// A vault that can't be asked doesn't hide the keys of the others.
+    /// What can't be asked doesn't hide the other keys, as long as they were never all there; later on, the host rather
+    /// keeps the former listing.
     fn keys(&self, call: &Call<'_>) -> Result<Listing, Error> {
         let survey = self.survey(call);
         let mut listing = Listing::default();
@@ -76,10 +79,12 @@ impl Backend for Azure {
                 failures.push(finding(place.to_string(), error));
             }
         }
-        if failures.len() == self.config.places.len()
-            && let Some(first) = failures.first()
-        {
-            return Err(first.error.clone());
+        match failures.first() {
+            None => self.note_listed(call, ALL)?,
+            Some(first) if failures.len() == self.config.places.len() || self.was_whole(call) => {
+                return Err(first.error.clone());
+            }
+            Some(_) => self.note_listed(call, &mark())?,
         }
         let mut known = BTreeSet::new();
         listing.keys.retain(|key| known.insert(key.id.clone()));
@@ -146,7 +151,29 @@ impl Azure {
         self.config.vaults().into_iter().try_for_each(|vault| survey.0.refresh(vault))?;
         let mut hasher = DefaultHasher::new();
         self.config.places.iter().try_for_each(|place| survey.look(place, &mut hasher))?;
+        if let Some(listed) = self.listed(call) {
+            self.note_listed(call, listed.expose())?;
+            // Now that all could be asked, what lacked something is another listing than the next.
+            if listed.expose() != ALL {
+                listed.expose().hash(&mut hasher);
+            }
+        }
         Ok(hasher.finish())
+    }
+
+    /// Keeps what the last listing was: whole, or a mark of its own.
+    fn note_listed(&self, call: &Call<'_>, what: &[u8]) -> Result<(), Error> {
+        let keep = || Ok((Secret::new(what.to_vec()), KEPT));
+        self.host.cached(call, LISTED, KEPT, keep).map(drop)
+    }
+
+    fn listed(&self, call: &Call<'_>) -> Option<Secret> {
+        let never = || Err(Error::new(Code::NotFound, "nothing is listed yet"));
+        self.host.cached(call, LISTED, Duration::ZERO, never).ok()
+    }
+
+    fn was_whole(&self, call: &Call<'_>) -> bool {
+        self.listed(call).is_some_and(|listed| listed.expose() == ALL)
     }
 
     fn keep_generation(&self, call: &Call<'_>, generation: u64) -> Result<u64, Error> {
@@ -166,6 +193,15 @@ impl Azure {
     fn served(&self, key: &[u8]) -> Result<Id, Error> {
         Id::parse(key).filter(|id| self.config.serves(id)).ok_or_else(Error::unknown_key)
     }
+}
+
+/// A listing that lacks nothing.
+const ALL: &[u8] = b"all";
+
+/// What no other listing is marked with.
+fn mark() -> Vec<u8> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    now.as_nanos().to_be_bytes().to_vec()
 }
 
 /// Finds keys.

@@ -196,8 +196,31 @@ fn a_vault_that_is_down_does_not_hide_the_keys_of_another() {
     cloud.vaults().disturb(Disturbance::answer("GET /keys/www", keystead_fakes::Answer::text(503, "")));
     assert_eq!(session.listing().unwrap_err().code, Code::Unavailable, "no vault is left");
     cloud.vaults().calm();
+    assert_ne!(session.health().unwrap(), before, "the server lists again");
     assert_eq!(session.listing().unwrap().keys.len(), 2);
     assert_eq!(session.health().unwrap(), before);
+}
+
+#[test]
+fn a_key_that_could_not_be_asked_for_once_is_not_lost() {
+    let cloud = Cloud::with_key();
+    cloud.make_key(DEMO, "api", Type::P256);
+    let uris = json!({"uris": [www(), format!("{}/api", all(DEMO))]});
+    for build in [Build::Library, Build::Component] {
+        let session = cloud.store(build, uris.clone()).open().unwrap();
+        let before = session.health().unwrap();
+        let busy = || Disturbance::answer("GET /keys/api", keystead_fakes::Answer::text(503, "")).times(1);
+        cloud.vaults().disturb(busy());
+        assert_eq!(names(&session.listing().unwrap()), ["www"], "at first, what there is");
+        let after = session.health().unwrap();
+        assert_ne!(after, before, "the server lists again");
+        assert_eq!(names(&session.listing().unwrap()), ["www", "api"]);
+        cloud.vaults().disturb(busy());
+        assert_eq!(session.listing().unwrap_err().code, Code::Unavailable, "the server keeps what it has");
+        assert_eq!(session.listing().unwrap().keys.len(), 2);
+        assert_eq!(session.health().unwrap(), before);
+        assert_eq!(session.health().unwrap(), before);
+    }
 }
 
 #[test]
