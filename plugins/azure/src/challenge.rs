@@ -100,6 +100,8 @@ fn parameters(header: &str) -> Vec<(String, String)> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::place::Place;
 
@@ -166,6 +168,41 @@ mod tests {
             let error = asks(resource).unwrap_err();
             assert_eq!(error.code, Code::Denied, "{resource}");
             assert!(error.message.contains("no token is sent there"), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_token_is_for_what_the_vaults_own_name_ends_in(resource in "(vault|demo|a|t|[.]|azure|net|com){1,7}") {
+            let header = format!(r#"Bearer authorization="https://login/t", resource="https://{resource}""#);
+            let ends = "demo.vault.azure.net".ends_with(&format!(".{resource}"));
+            prop_assert_eq!(parse("demo.vault.azure.net", &header).is_ok(), ends, "{}", resource);
+        }
+
+        #[test]
+        fn no_header_is_too_odd(header in "(Bearer |bearer)?[a-z=\", :/.é]{0,80}") {
+            let _ = parse("demo.vault.azure.net", &header);
+        }
+
+        #[test]
+        fn a_challenge_is_read_however_its_parts_are_put(
+            gap in ", ?| {1,3}",
+            quote in "\"?",
+            first in any::<bool>(),
+            more in "[a-z_]{1,9}=[a-z0-9]{0,9}",
+        ) {
+            let part = |name: &str, value: &str| format!("{name}={quote}{value}{quote}");
+            let mut parts = [
+                part("authorization", "https://login.microsoftonline.com/t"),
+                part("resource", "https://vault.azure.net"),
+            ];
+            if first {
+                parts.reverse();
+            }
+            let header = format!("Bearer {more}{gap}{}", parts.join(&gap));
+            let challenge = parse("demo.vault.azure.net", &header).unwrap();
+            prop_assert_eq!(challenge.authority, "https://login.microsoftonline.com/t");
+            prop_assert_eq!(challenge.resource, "https://vault.azure.net");
         }
     }
 

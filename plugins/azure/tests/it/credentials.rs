@@ -45,6 +45,15 @@ fn a_client_secret_is_filled_in_by_the_host() {
 }
 
 #[test]
+fn a_guest_knows_the_application_and_not_its_secret() {
+    let cloud = Cloud::with_key();
+    let session = cloud.store(Build::Component, json!({"uris": [www()]})).open().unwrap();
+    sign(&session, &only(&session)).unwrap();
+    assert!(testing::guests_hold(cloud.client_id().as_bytes()), "what is configured is there to be found");
+    assert!(!testing::guests_hold(cloud.client_secret().as_bytes()));
+}
+
+#[test]
 fn a_client_id_and_a_tenant_may_be_where_the_secret_is() {
     let cloud = Cloud::with_key();
     let secrets = [
