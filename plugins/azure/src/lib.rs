@@ -41,8 +41,8 @@ use crate::{
 
 keystead_plugin_api::export_backend!(Azure);
 
-/// The names of what `health` last answered and of what the last listing was, in the host's cache, and for how long they
-/// count.
+/// The names of what `health` last answered and of what the last listing was, in the host's cache, and for how long
+/// they count.
 const GENERATION: &str = "generation";
 const LISTED: &str = "listed";
 const KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -68,8 +68,8 @@ impl Backend for Azure {
         Ok(Self { config: Config::of(host)?, host })
     }
 
-    /// What can't be asked doesn't hide the other keys, as long as they were never all there; later on, the host rather
-    /// keeps the former listing.
+    /// What can't be asked doesn't hide the other keys, as long as they were never all there; later on, the host keeps
+    /// the former listing.
     fn keys(&self, call: &Call<'_>) -> Result<Listing, Error> {
         let survey = self.survey(call);
         let mut listing = Listing::default();

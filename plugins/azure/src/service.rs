@@ -20,7 +20,7 @@ use crate::{
 /// The version of the services' interface: the oldest that all clouds have and that is supported.
 const API: &str = "api-version=7.4";
 
-/// How long a token must live still to be sent, and to be left alone when there is time for a new one.
+/// How long a token must live still to be sent if there is another, and to be left alone when there is time for one.
 const SENT: Duration = Duration::from_secs(30);
 const FRESH: Duration = Duration::from_secs(300);
 
@@ -99,8 +99,8 @@ impl Service<'_> {
     /// Gets a token for a vault before the old one ends. As long as that lives, it is no matter where this fails.
     pub(crate) fn refresh(&self, vault: &Vault) -> Result<(), Error> {
         let challenge = self.challenge(vault)?;
-        let Err(error) = self.token(&challenge, FRESH) else { return Ok(()) };
-        self.token(&challenge, SENT)?;
+        let Err(error) = self.fresh(&challenge, FRESH) else { return Ok(()) };
+        self.old(&challenge, &error)?;
         tracing::warn!("no new token, while the old one still lives: {error}");
         Ok(())
     }
@@ -152,7 +152,7 @@ impl Service<'_> {
     /// Sends a request with a token.
     fn send(&self, vault: &Vault, request: &Request) -> Result<(Secret, Response), Error> {
         let challenge = self.challenge(vault)?;
-        let token = self.token(&challenge, SENT)?;
+        let token = self.token(&challenge)?;
         let bearer = format!("Bearer {}", str::from_utf8(token.expose()).unwrap_or_default());
         let response = self.host.fetch(self.call, &request.clone().header("authorization", bearer))?;
         Ok((token, response))
@@ -179,9 +179,18 @@ impl Service<'_> {
         Challenge::read(kept.expose()).ok_or_else(|| broken("no challenge"))
     }
 
-    fn token(&self, challenge: &Challenge, at_least: Duration) -> Result<Secret, Error> {
+    /// A token; the last seconds of an old one, where there is no other.
+    fn token(&self, challenge: &Challenge) -> Result<Secret, Error> {
+        self.fresh(challenge, SENT).or_else(|error| self.old(challenge, &error))
+    }
+
+    fn fresh(&self, challenge: &Challenge, at_least: Duration) -> Result<Secret, Error> {
         let get = || self.config.credential.token(self.host, self.call, challenge);
         self.host.cached(self.call, &challenge.written(), at_least, get)
+    }
+
+    fn old(&self, challenge: &Challenge, error: &Error) -> Result<Secret, Error> {
+        self.host.cached(self.call, &challenge.written(), Duration::ZERO, || Err(error.clone()))
     }
 }
 

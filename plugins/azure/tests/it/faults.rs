@@ -300,6 +300,18 @@ fn a_token_that_lives_too_short_to_be_sent_is_not_kept() {
 }
 
 #[test]
+fn the_last_seconds_of_a_token_are_used_where_there_is_no_other() {
+    let cloud = Cloud::with_key();
+    cloud.set_token_life(Duration::from_secs(29));
+    let session = cloud.www();
+    let key = only(&session);
+    cloud.logins().disturb(Disturbance::answer("POST", Answer::text(503, "")));
+    let before = cloud.logins_asked();
+    sign(&session, &key).unwrap();
+    assert_eq!(cloud.logins_asked(), before + 1, "another was asked for");
+}
+
+#[test]
 fn what_the_token_service_answers_has_its_class() {
     let cloud = Cloud::with_key();
     let said =
