@@ -3,6 +3,8 @@
 //! One face for every way a plugin is shipped, so that one source serves them all. The host resolves, connects, speaks TLS
 //! and keeps connections; it follows no redirect: that is an answer like any other.
 
+use std::time::{Duration, SystemTime};
+
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{Code, Error};
@@ -12,6 +14,12 @@ pub const REQUEST_MAX: usize = 1 << 20;
 
 /// The longest body of a response, in bytes: 2 MiB.
 pub const RESPONSE_MAX: usize = 2 << 20;
+
+/// How far two clocks may be apart before it is worth a word: about what services let pass.
+const SKEW_MAX: Duration = Duration::from_secs(60);
+
+/// The longest time that a service's word is taken to stay away.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,5 +158,88 @@ impl Response {
             let what = format!("the answer is not the JSON that was expected (line {line}, column {column})");
             Error::new(Code::Unavailable, what).with_vendor("HTTP", status.into())
         })
+    }
+
+    /// How long the service wants to be left alone, an hour at most (RFC 9110 section 10.2.3): so many seconds, or until a
+    /// date, by its own clock.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        let text = self.header("retry-after")?.trim();
+        let after = match text.parse() {
+            Ok(seconds) => Duration::from_secs(seconds),
+            Err(_) => {
+                let until = httpdate::parse_http_date(text).ok()?;
+                until.duration_since(self.date().unwrap_or_else(SystemTime::now)).unwrap_or_default()
+            }
+        };
+        Some(after.min(RETRY_AFTER_MAX))
+    }
+
+    /// What to say where this machine's clock and the service's are more than a minute apart, so that what depends on the
+    /// time is refused: a signed token.
+    #[must_use]
+    pub fn clock_skew(&self) -> Option<String> {
+        let (theirs, ours) = (self.date()?, SystemTime::now());
+        let (apart, how) = match ours.duration_since(theirs) {
+            Ok(apart) => (apart, "ahead of"),
+            Err(error) => (error.duration(), "behind"),
+        };
+        let seconds = apart.as_secs();
+        (apart > SKEW_MAX)
+            .then(|| format!("this machine's clock is {seconds} s {how} the service's: set it right"))
+    }
+
+    fn date(&self) -> Option<SystemTime> {
+        httpdate::parse_http_date(self.header("date")?).ok()
+    }
+}
+
+/// A service's text as an operator is to see it: in one line, of so many characters at most.
+#[must_use]
+pub fn one_line(text: &str, most: usize) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
+        None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn response(headers: &[(&str, &str)]) -> Response {
+        let headers = headers.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Response { status: 429, headers, body: Vec::new() }
+    }
+
+    #[test]
+    fn a_service_says_when_to_come_back_in_seconds_or_by_a_date_of_its_own() {
+        let after =
+            |value: &str, date: &str| response(&[("retry-after", value), ("date", date)]).retry_after();
+        assert_eq!(after(" 7", ""), Some(Duration::from_secs(7)));
+        let (date, later) = ("Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2015 07:28:09 GMT");
+        assert_eq!(after(later, date), Some(Duration::from_secs(9)));
+        assert_eq!(after(date, later), Some(Duration::ZERO));
+        assert_eq!(after("99999999", ""), Some(RETRY_AFTER_MAX));
+        assert_eq!(after("soon", date), None);
+        assert_eq!(response(&[]).retry_after(), None);
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_is_said() {
+        let said = |date: SystemTime| response(&[("date", &httpdate::fmt_http_date(date))]).clock_skew();
+        let (now, far) = (SystemTime::now(), Duration::from_secs(600));
+        assert_eq!(said(now + Duration::from_secs(50)), None);
+        assert!(said(now + far).unwrap().contains(" s behind the service's"));
+        assert!(said(now - far).unwrap().contains(" s ahead of the service's"));
+        assert_eq!(response(&[("date", "yesterday")]).clock_skew(), None);
+    }
+
+    #[test]
+    fn a_text_becomes_one_line_of_bounded_length() {
+        assert_eq!(one_line("a\r\n b\t\tc ", 9), "a b c");
+        assert_eq!(one_line(&"ä".repeat(5000), 3), "äää…");
+        assert_eq!(one_line("", 3), "");
     }
 }

@@ -195,8 +195,7 @@ impl Transit {
         if response.status == 200 {
             return Ok(response.json::<Answer<T>>()?.data);
         }
-        let retry_after = response.header("retry-after");
-        let error = transit::refusal(doing, response.status, &response.body, retry_after);
+        let error = transit::refusal(doing, response);
         Err(if error.code == Code::Denied { self.look_into(error, call) } else { error })
     }
 

@@ -1,10 +1,13 @@
 //! What the transit engine says, and how it is asked: JSON in, keys and signatures out. No I/O.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use base64ct::{Base64, Encoding};
 use keystead_plugin_api::{
-    Algorithm, CallClass, Code, Error, Finding, Input, Key, Listing, Severity, algorithm::Family, encode,
+    Algorithm, CallClass, Code, Error, Finding, Input, Key, Listing, Severity,
+    algorithm::Family,
+    encode,
+    http::{Response, one_line},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -206,8 +209,8 @@ pub(crate) fn broken(what: &str) -> Error {
 }
 
 /// What an answer with a status that isn't a success means. 403 is the caller's to look into.
-pub(crate) fn refusal(doing: &str, status: u16, body: &[u8], retry_after: Option<&str>) -> Error {
-    let said = said(body);
+pub(crate) fn refusal(doing: &str, response: &Response) -> Error {
+    let (status, said) = (response.status, said(&response.body));
     let code = match status {
         404 => Code::NotFound,
         400 if said.contains("key not found") => Code::NotFound,
@@ -224,8 +227,8 @@ pub(crate) fn refusal(doing: &str, status: u16, body: &[u8], retry_after: Option
     };
     let error =
         Error::new(code, format!("{doing}: the server says {said}")).with_vendor("HTTP", status.into());
-    match retry_after.and_then(|seconds| seconds.trim().parse().ok()) {
-        Some(seconds) => error.with_retry_after(Duration::from_secs(seconds)),
+    match response.retry_after() {
+        Some(after) => error.with_retry_after(after),
         None => error,
     }
 }
@@ -237,11 +240,7 @@ pub(crate) fn said(body: &[u8]) -> String {
         errors: Vec<String>,
     }
     let errors = serde_json::from_slice::<Errors>(body).map(|body| body.errors).unwrap_or_default();
-    let line = errors.join("; ").split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(MESSAGE_MAX) {
-        Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
-        None => line,
-    }
+    one_line(&errors.join("; "), MESSAGE_MAX)
 }
 
 #[cfg(test)]
@@ -299,7 +298,9 @@ mod tests {
 
     #[test]
     fn a_refusal_has_a_class_the_status_and_the_words_of_the_server_in_one_line() {
-        let refusal = |status, body: &str| refusal("signing", status, body.as_bytes(), None);
+        let refusal = |status, body: &str| {
+            refusal("signing", &Response { status, headers: Vec::new(), body: body.into() })
+        };
         let classes = [
             (400, "signing key not found", Code::NotFound),
             (400, "invalid hash algorithm", Code::InvalidInput),
@@ -328,9 +329,9 @@ mod tests {
 
     #[test]
     fn a_throttled_request_knows_when_to_come_back() {
-        let after = |text| refusal("signing", 429, b"", Some(text)).retry_after;
-        assert_eq!(after("7"), Some(Duration::from_secs(7)));
-        assert_eq!(after("Wed, 21 Oct 2015 07:28:00 GMT"), None);
+        let headers = vec![("retry-after".to_owned(), "7".to_owned())];
+        let error = refusal("signing", &Response { status: 429, headers, body: Vec::new() });
+        assert_eq!(error.retry_after, Some(std::time::Duration::from_secs(7)));
     }
 
     #[test]

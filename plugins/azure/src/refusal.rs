@@ -1,18 +1,13 @@
 //! What an answer that isn't a success means: the class, one line for the operator, when to come back. No I/O.
 
-use std::time::{Duration, SystemTime};
-
-use keystead_plugin_api::{Code, Error, http::Response};
+use keystead_plugin_api::{
+    Code, Error,
+    http::{Response, one_line},
+};
 use serde::Deserialize;
 
 /// What is shown of a message of a service's, in characters.
 const MESSAGE_MAX: usize = 400;
-
-/// How far two clocks may be apart before it is worth a word.
-const SKEW: Duration = Duration::from_secs(60);
-
-/// The longest time that a service's word is taken to stay away.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 
 /// A refusal by a vault or a managed HSM.
 pub(crate) fn by_vault(doing: &str, response: &Response) -> Error {
@@ -32,7 +27,7 @@ pub(crate) fn by_vault(doing: &str, response: &Response) -> Error {
 pub(crate) fn by_authority(doing: &str, response: &Response) -> Error {
     let code = match response.status {
         429 => Code::Throttled,
-        400 | 401 if skew(response).is_some() => Code::Denied,
+        400 | 401 if response.clock_skew().is_some() => Code::Denied,
         400 if said_by_authority(&response.body).ends_with("(temporarily_unavailable)") => Code::Unavailable,
         400 | 401 | 403 => Code::Credentials,
         404 | 405 => Code::InvalidInput,
@@ -52,42 +47,17 @@ pub(crate) fn by_identity(doing: &str, response: &Response) -> Error {
 }
 
 fn error(code: Code, doing: &str, who: &str, said: &str, response: &Response) -> Error {
-    let said = if said.is_empty() { "nothing more" } else { said };
+    let said = one_line(said, MESSAGE_MAX);
+    let said = if said.is_empty() { "nothing more" } else { &said };
     let mut message = format!("{doing}: {who} says {said}");
-    if let (400 | 401, Some(skew)) = (response.status, skew(response)) {
+    if let (400 | 401, Some(skew)) = (response.status, response.clock_skew()) {
         message += &format!("; {skew}");
     }
     let error = Error::new(code, message).with_vendor("HTTP", response.status.into());
-    match retry_after(response) {
+    match response.retry_after() {
         Some(after) if matches!(code, Code::Throttled | Code::Unavailable) => error.with_retry_after(after),
         _ => error,
     }
-}
-
-/// How this machine's clock differs from the service's, where that matters.
-fn skew(response: &Response) -> Option<String> {
-    let theirs = httpdate::parse_http_date(response.header("date")?).ok()?;
-    let ours = SystemTime::now();
-    let (apart, how) = match ours.duration_since(theirs) {
-        Ok(apart) => (apart, "ahead of"),
-        Err(error) => (error.duration(), "behind"),
-    };
-    (apart > SKEW)
-        .then(|| format!("this machine's clock is {} s {how} the service's: set it right", apart.as_secs()))
-}
-
-/// Seconds, or a date (RFC 9110 section 10.2.3), which is compared with the service's own clock.
-fn retry_after(response: &Response) -> Option<Duration> {
-    let text = response.header("retry-after")?.trim();
-    let after = match text.parse() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let date = |text| httpdate::parse_http_date(text).ok();
-            let now = response.header("date").and_then(date).unwrap_or_else(SystemTime::now);
-            date(text)?.duration_since(now).unwrap_or_default()
-        }
-    };
-    Some(after.min(RETRY_AFTER_MAX))
 }
 
 /// `{"error": {"code", "message", "innererror": {"code"}}}`
@@ -113,9 +83,9 @@ fn said_by_vault(body: &[u8]) -> String {
     let inner = error.innererror.map(|inner| inner.code).filter(|code| !code.is_empty());
     let code = inner.unwrap_or(error.code);
     match (error.message.is_empty(), code.is_empty()) {
-        (false, false) => format!("{} ({})", line(&error.message), line(&code)),
-        (false, true) => line(&error.message),
-        (true, _) => line(&code),
+        (false, false) => format!("{} ({code})", error.message),
+        (false, true) => error.message,
+        (true, _) => code,
     }
 }
 
@@ -133,22 +103,15 @@ fn said_by_authority(body: &[u8]) -> String {
     };
     let sentence = error_description.split("Trace ID").next().unwrap_or_default();
     match sentence.trim().is_empty() {
-        true => line(&error),
-        false => format!("{} ({})", line(sentence), line(&error)),
-    }
-}
-
-/// A stranger's text in one line of bounded length.
-fn line(text: &str) -> String {
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(MESSAGE_MAX) {
-        Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
-        None => line,
+        true => error,
+        false => format!("{sentence} ({error})"),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use serde_json::{Value, json};
 
     use super::*;
@@ -228,15 +191,8 @@ mod tests {
 
     #[test]
     fn a_throttled_request_knows_when_to_come_back() {
-        let after = |value: &str, date: &str| {
-            by_vault("x", &response(429, &[("retry-after", value), ("date", date)], &json!({}))).retry_after
-        };
-        assert_eq!(after("7", ""), Some(Duration::from_secs(7)));
-        let (date, later) = ("Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2015 07:28:09 GMT");
-        assert_eq!(after(later, date), Some(Duration::from_secs(9)));
-        assert_eq!(after(date, later), Some(Duration::ZERO));
-        assert_eq!(after("99999999", ""), Some(RETRY_AFTER_MAX));
-        assert_eq!(after("soon", ""), None);
+        let throttled = by_vault("x", &response(429, &[("retry-after", "7")], &json!({})));
+        assert_eq!(throttled.retry_after, Some(Duration::from_secs(7)));
         let denied = by_vault("x", &response(403, &[("retry-after", "7")], &json!({})));
         assert_eq!(denied.retry_after, None, "coming back doesn't help");
     }

@@ -1,15 +1,15 @@
 //! What an answer means that isn't a success.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use keystead_plugin_api::{Code, Error, http::Response};
+use keystead_plugin_api::{
+    Code, Error,
+    http::{Response, one_line},
+};
 use serde::Deserialize;
 
 /// What is shown of a message of a service's.
 const MESSAGE_MAX: usize = 300;
-
-/// How much a clock may differ before it is worth a word: Google's own tolerance of tokens is of that order.
-const SKEW_MAX: Duration = Duration::from_secs(60);
 
 /// An error of a Google API, as far as it is of interest.
 #[derive(Default, Deserialize)]
@@ -86,47 +86,28 @@ fn class(status: u16, refusal: &Refusal) -> Code {
 }
 
 fn error(mut code: Code, doing: &str, said: &[&str], response: &Response) -> Error {
-    let mut message = match one_line(said) {
+    let said = said.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(": ");
+    let mut message = match one_line(&said, MESSAGE_MAX) {
         said if said.is_empty() => format!("{doing}: the service says nothing more"),
         said => format!("{doing}: the service says {said}"),
     };
     if code == Code::Credentials
-        && let Some(skew) = skew(response, SystemTime::now())
+        && let Some(skew) = response.clock_skew()
     {
         message = format!("{message}; {skew}");
         code = Code::Denied; // what was refused may be right: it is tried again, and passes once the clock is set
     }
     let error = Error::new(code, message).with_vendor("HTTP", response.status.into());
-    match response.header("retry-after").and_then(|seconds| seconds.trim().parse().ok()) {
-        Some(seconds) => error.with_retry_after(Duration::from_secs(seconds)),
+    match response.retry_after() {
+        Some(after) => error.with_retry_after(after),
         None => error,
     }
-}
-
-/// How far this machine's clock is from that of who answered, where that matters to a token.
-fn skew(response: &Response, now: SystemTime) -> Option<String> {
-    let theirs = httpdate::parse_http_date(response.header("date")?).ok()?;
-    let (far, how) = match now.duration_since(theirs) {
-        Ok(fast) => (fast, "fast"),
-        Err(slow) => (slow.duration(), "slow"),
-    };
-    let seconds = far.as_secs();
-    (far > SKEW_MAX).then(|| format!("this machine's clock is {seconds} s {how} by the service's: set it"))
 }
 
 /// A duration of protobuf's in JSON, of which half a second is the least worth waiting for.
 fn delay(text: &str) -> Option<Duration> {
     let seconds: f64 = text.strip_suffix('s')?.parse().ok()?;
     Duration::try_from_secs_f64(seconds).ok()
-}
-
-fn one_line(said: &[&str]) -> String {
-    let said = said.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(": ");
-    let line = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(MESSAGE_MAX) {
-        Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
-        None => line,
-    }
 }
 
 #[cfg(test)]
@@ -220,18 +201,5 @@ mod tests {
         assert_eq!(code(404, "not_found"), Code::Credentials);
         assert_eq!(code(429, "slow_down"), Code::Throttled);
         assert_eq!(code(503, "temporarily_unavailable"), Code::Unavailable);
-    }
-
-    #[test]
-    fn a_clock_that_is_wrong_is_said_where_a_token_was_refused() {
-        let now = httpdate::parse_http_date("Wed, 25 Nov 2026 14:00:00 GMT").unwrap();
-        let skew = |date: &str| {
-            let headers = vec![("date".to_owned(), date.to_owned())];
-            skew(&Response { status: 401, headers, body: Vec::new() }, now)
-        };
-        assert!(skew("Wed, 25 Nov 2026 13:50:00 GMT").unwrap().contains("600 s fast"));
-        assert!(skew("Wed, 25 Nov 2026 14:02:00 GMT").unwrap().contains("120 s slow"));
-        assert_eq!(skew("Wed, 25 Nov 2026 14:00:59 GMT"), None);
-        assert_eq!(skew("yesterday"), None);
     }
 }
