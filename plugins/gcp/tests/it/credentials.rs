@@ -140,7 +140,7 @@ fn what_signs_no_token_is_said_and_not_shown() {
 fn a_clock_that_is_wrong_is_said() {
     let world = World::with_a_key();
     for (ahead, said) in
-        [(7200, "s slow by the service's: set it"), (-7200, "s fast by the service's: set it")]
+        [(7200, "s behind the service's: set it right"), (-7200, "s ahead of the service's: set it right")]
     {
         world.set_clock(ahead);
         let error = refused(&world.store(Build::Component, json!({})));
