@@ -10,7 +10,7 @@ use keystead_plugin_host::{Class, Failure, Finding, Listing, Severity};
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{sleep, sleep_until, timeout},
+    time::{sleep, sleep_until, timeout, timeout_at},
 };
 
 use super::Stores;
@@ -19,6 +19,9 @@ use crate::{config::Prove, failures, keyring::Holder, store::ManagedStore};
 /// The first and the longest pause before a store that is down is tried again. An HSM that comes back is to serve
 /// within 5 s.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(3));
+
+/// How long a backend is left alone at most that says when it wants to be asked again.
+const LEFT_ALONE: Duration = Duration::from_secs(60);
 
 /// Between two listings that a plugin asks for.
 const LIST_EVERY: Duration = Duration::from_secs(1);
@@ -44,6 +47,8 @@ pub(super) struct Keeper {
     listed: Option<u64>,
     /// When it was last asked how it is.
     asked: Instant,
+    /// Until when it wants to be left alone: asking sooner would use up what its quota grows by.
+    left_alone: Instant,
     /// The findings of the last listing, which needn't be told again.
     found: HashSet<(String, String)>,
 }
@@ -62,6 +67,7 @@ impl Keeper {
             look: Arc::clone(look),
             listed,
             asked: Instant::now(),
+            left_alone: Instant::now(),
             found: HashSet::new(),
         }
     }
@@ -78,7 +84,8 @@ impl Keeper {
                 }
                 Err(failure) => self.down(failure).await,
             }
-            if let Ok(look) = timeout(pause, self.look.wanted()).await {
+            let until = (Instant::now() + pause).max(self.left_alone);
+            if let Ok(look) = timeout_at(until.into(), self.look.wanted()).await {
                 self.look.is_done(look, None); // the next try is the look
             }
             pause = (pause * 2).min(BACK_OFF.1);
@@ -114,6 +121,7 @@ impl Keeper {
             let failure = self.list().await.err();
             if let Some(failure) = &failure {
                 generation = None; // the next look after its health lists again
+                self.leave_alone(failure);
                 if !unlisted.replace(failure.clone()).is_some_and(|before| failures::same(&before, failure)) {
                     tracing::warn!(store = self.store.name(), "the keys can't be listed again: {failure}");
                 }
@@ -136,11 +144,11 @@ impl Keeper {
             let interval = if self.store.is_up() { interval } else { interval.min(BACK_OFF.1) };
             let ails = async {
                 self.store.ails().await;
-                sleep_until((self.asked + BACK_OFF.1).into()).await;
+                sleep_until((self.asked + BACK_OFF.1).max(self.left_alone).into()).await;
             };
             let look = tokio::select! {
                 biased; // a plugin that always tells of changes is asked for its health all the same
-                () = sleep_until((self.asked + interval).into()) => None,
+                () = sleep_until((self.asked + interval).max(self.left_alone).into()) => None,
                 look = self.look.wanted() => Some(look),
                 () = ails => None,
                 () = self.store.store().keys_changed() => {
@@ -162,6 +170,7 @@ impl Keeper {
                     None
                 }
                 Err(failure) => {
+                    self.leave_alone(&failure);
                     self.store.fell(failure.clone());
                     Some(failure)
                 }
@@ -170,6 +179,10 @@ impl Keeper {
                 self.look.is_done(look, failure);
             }
         }
+    }
+
+    fn leave_alone(&mut self, failure: &Failure) {
+        self.left_alone = Instant::now() + failure.retry_after.unwrap_or_default().min(LEFT_ALONE);
     }
 
     async fn list(&mut self) -> Result<(), Failure> {
@@ -210,7 +223,8 @@ impl Keeper {
         self.found = findings.iter().map(known).collect();
     }
 
-    async fn down(&self, failure: Failure) {
+    async fn down(&mut self, failure: Failure) {
+        self.leave_alone(&failure);
         let hopeless = failure.class == Class::Credentials;
         self.store.fell(failure);
         self.stores.changes.send_replace(());

@@ -196,3 +196,25 @@ fn comes_back_after_an_outage<C: Cloud>(cloud: &C) {
 fn json_file(files: &Files, name: &str, content: &Value) -> String {
     files.write(name, content.to_string().as_bytes()).display().to_string()
 }
+
+fn is_left_alone_while_it_wants_to_be<C: Cloud>(cloud: &C) {
+    let (files, directory) = (Files::new(), directory::<C>(Build::Component));
+    let keys = cloud.make_keys();
+    let later = cloud.exceeded().header("retry-after", "30");
+    cloud.server().disturb(Disturbance::answer("", later));
+    let config = files.config(&format!("private_key_stores:\n{}", cloud.store(&files)));
+    let server = Server::spawn(keystead(&config, &directory));
+    server.wait_for("the store is down");
+    let asked = cloud.server().asked().len();
+    thread::sleep(Duration::from_secs(4)); // a store that is down is tried again after 3 s at most
+    assert_eq!(cloud.server().asked().len(), asked, "{}", server.log());
+    cloud.server().calm();
+    server.reload();
+    server.wait_until_ready();
+    let mut client = Client::connect(&files, &server);
+    assert!(
+        client.ask(ski_of(&keys, "p256"), Opcode::ECDSA_SIGN_SHA256, &[1; 32]).is_ok(),
+        "{}",
+        server.log()
+    );
+}

@@ -10,7 +10,7 @@ use keystead_protocol::Ski;
 use crate::{
     misbehaving::{BACK, FAULTS, Load, Misbehaving},
     token::Token,
-    world::{Files, Server},
+    world::{Files, PATIENCE, Server},
 };
 
 /// Calls that a store makes at once; four times as many requests are in flight.
@@ -57,9 +57,12 @@ fn comes_back(isolation: &str, (label, kind): (&str, &str)) {
     for _ in 0..2 {
         load.wait_until_served(Instant::now());
         fs::rename(files.path("tokens"), files.path("unplugged")).unwrap();
-        thread::sleep(Duration::from_millis(500));
-        let away = load.failures(Instant::now() - AFTERWARDS, Instant::now()).len();
-        assert!(away > 0, "nobody has noticed");
+        let gone = Instant::now();
+        while load.failures(gone, Instant::now()).is_empty() {
+            assert!(gone.elapsed() < PATIENCE, "nobody notices");
+            thread::sleep(Duration::from_millis(5));
+        }
+        thread::sleep(AFTERWARDS);
         fs::rename(files.path("unplugged"), files.path("tokens")).unwrap();
         let back = Instant::now();
         load.wait_until_served(back);

@@ -1,5 +1,5 @@
-//! One text out of a JSON document that is secret. No piece of it is copied into memory that isn't zeroed: what is passed
-//! over stays where it is, and the text is unescaped here.
+//! One text out of a JSON document that is secret. None of its values is copied into memory that isn't zeroed: those that
+//! are passed over stay where they are, and the text is unescaped here.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

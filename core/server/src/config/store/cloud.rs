@@ -20,6 +20,10 @@ const AUTHORITIES: [(&str, &str); 3] = [
     (".usgovcloudapi.net", "https://login.microsoftonline.us"),
 ];
 
+/// Where the names of services lead that have a private endpoint, or stand behind an operator's own: RFC 1918, RFC 6598, RFC
+/// 4193.
+const PRIVATE: [&str; 5] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"];
+
 /// Where a machine of either cloud learns who it is: a link-local address.
 const METADATA: &str = "169.254.169.254";
 
@@ -51,7 +55,7 @@ impl Cloud<'_> {
     fn azure(&mut self) {
         let vault = self.store.config.pointer("/uris/0").and_then(Value::as_str).and_then(vault);
         let vault = vault.unwrap_or_default().to_ascii_lowercase();
-        self.grant(&format!("https://{vault}"), &["GET", "POST"], &[], &[]);
+        self.grant(&format!("https://{vault}"), &["GET", "POST"], &[], &PRIVATE);
         let host = vault.split(':').next().unwrap_or_default();
         let known = AUTHORITIES.iter().find(|(end, _)| host.ends_with(end)).map(|(_, authority)| *authority);
         let authority = self.variable("AZURE_AUTHORITY_HOST");
@@ -110,18 +114,20 @@ impl Cloud<'_> {
     }
 
     fn google(&mut self) {
-        self.grant("https://cloudkms.googleapis.com", &["GET", "POST"], &[], &[]);
-        let credential = match self.default_credentials() {
-            Some(file) => self.google_file(&file.to_string_lossy()),
+        self.grant("https://cloudkms.googleapis.com", &["GET", "POST"], &[], &PRIVATE);
+        let file = self.default_credentials().map(|file| file.to_string_lossy().into_owned());
+        let credential = match &file {
+            Some(file) => self.google_file(file),
             None => {
                 let host = self.variable("GCE_METADATA_HOST");
                 let endpoint = format!("http://{}", host.as_deref().unwrap_or("metadata.google.internal"));
-                self.grant(&endpoint, &["GET"], &[], &[METADATA]);
+                self.grant(&endpoint, &["GET"], &[], &[&[METADATA][..], &PRIVATE].concat());
                 json!({"type": "metadata", "endpoint": endpoint})
             }
         };
         self.set_credential(credential);
-        if let Some(project) = self.variable("GOOGLE_CLOUD_QUOTA_PROJECT") {
+        let of_file = || text(file.as_deref()?, "/quota_project_id");
+        if let Some(project) = self.variable("GOOGLE_CLOUD_QUOTA_PROJECT").or_else(of_file) {
             self.set("quota_project", project.into());
         }
     }

@@ -86,6 +86,17 @@ fn each_vault_is_a_store_and_each_cloud_has_its_authority() {
 }
 
 #[test]
+fn a_service_with_a_private_endpoint_is_reached_as_in_the_reference() {
+    for (uri, variables) in [(VAULT, [("AZURE_CLIENT_SECRET", "s")]), (VERSION, [("GCE_METADATA_HOST", "m")])]
+    {
+        let store = store(uri, &variables);
+        assert!(store.grants[0].addresses.contains(&"10.0.0.0/8".parse().unwrap()), "{uri}");
+        let other = store.grants[1].addresses.contains(&"10.0.0.0/8".parse().unwrap());
+        assert_eq!(other, uri == VERSION, "where tokens are made is public: {uri}");
+    }
+}
+
+#[test]
 fn what_the_environment_has_and_nobody_can_use_is_said() {
     let config = read(&[VAULT], &[("AZURE_CERTIFICATE_PATH", "/c.pfx")]);
     let warning = config.warnings[0].to_string();
@@ -141,7 +152,8 @@ fn an_entry_of_google_asks_as_the_default_credentials_say() {
         SecretSource::Member(SecretSource::File(file.clone()).into(), "/private_key".to_owned())
     );
 
-    let person = with(r#"{"type": "authorized_user"}"#);
+    let person = with(r#"{"type": "authorized_user", "quota_project_id": "q"}"#);
+    assert_eq!(person.config["quota_project"], "q");
     assert_eq!(credential(&person), r#"{"type":"authorized_user"}"#);
     assert_eq!(
         grants(&person)[1],

@@ -140,3 +140,8 @@ fn a_workload_whose_token_has_expired_is_served_by_itself_once_another_is_writte
     let signature = client.ask(super::ski_of(&keys, "p256"), Opcode::ECDSA_SIGN_SHA256, &[1; 32]);
     assert!(signature.is_ok(), "{signature:?}\n{}", server.log());
 }
+
+#[test]
+fn a_vault_that_throttles_at_the_start_is_left_alone_until_it_may_be_asked_or_an_operator_says_so() {
+    super::is_left_alone_while_it_wants_to_be(&Vault::start());
+}
