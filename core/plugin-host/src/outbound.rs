@@ -11,7 +11,6 @@ mod grant;
 
 use std::{
     error::Error as StdError,
-    fmt::Write,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -140,17 +139,18 @@ impl Outbound {
     }
 
     fn denied(&self, what: &str, origin: &Origin, method: &str, secrets: &[&str]) -> Error {
-        let method = tame(method.as_bytes(), 32);
-        let mut grant = format!("{{url: \"{origin}\", methods: [{method}]");
-        if !secrets.is_empty() {
-            let _ = write!(grant, ", secrets: [{}]", tame(secrets.join(", ").as_bytes(), 256)); // never fails
-        }
+        let grants = || self.services.iter().map(|service| &*service.grant);
+        let own = grants().find(|grant| grant.origin == *origin);
+        // Others of the store are reached as this one must be: by their proxy, which is vouched for as they are.
+        let like = own.or_else(|| grants().find(|grant| grant.proxy.is_some() && origin.is_https()));
+        let what = tame(what.as_bytes(), 256);
+        let line = grant::line(origin, own, like, (method, secrets));
+        let place = if own.is_some() { " in place of its grant" } else { "" };
+        let store = &self.store;
         Error::new(
             Code::Denied,
             format!(
-                "{} is not granted to the store `{}`; this would allow it: `grants: {{http: [{grant}}}]}}`",
-                tame(what.as_bytes(), 256),
-                self.store
+                "{what} is not granted to the store `{store}`; this{place} would allow it: `grants: {{http: [{line}]}}`"
             ),
         )
     }

@@ -12,7 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 use aws_lc_rs::{hmac, rand::SystemRandom};
 use keystead_plugin_host as host;
-use keystead_plugin_host::{Algorithm, Class, Failure, Finding, Host, Key, Listing};
+use keystead_plugin_host::{Algorithm, Class, Failure, Finding, Host, Key, Listing, Severity};
 use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
@@ -228,18 +228,33 @@ impl ManagedStore {
         self.prove() != Prove::Never && !key.is_proven()
     }
 
-    /// A listing, with what the configuration wants of the keys and none of them can.
+    /// A listing, with what the configuration wants of it and it hasn't.
     #[must_use]
     pub fn reviewed(&self, mut listing: Listing) -> Listing {
-        let decrypts = |key: &Arc<Key>| key.algorithms().contains(&Algorithm::RsaRaw);
-        let wants = !self.config.legacy && self.operations().contains(&Operation::Decrypt);
-        if wants && !listing.keys.is_empty() && !listing.keys.iter().any(decrypts) {
-            let what =
-                Failure::new(Class::Unsupported, "`operations` has `decrypt`, and no key of the store can");
-            let hint = "remove it: raw RSA is all that decrypts, and clouds, elliptic curves and many tokens lack it";
-            listing.findings.push(Finding::warning(self.name(), what, hint));
-        }
+        listing.findings.extend(self.lack(&listing));
         listing
+    }
+
+    fn lack(&self, listing: &Listing) -> Option<Finding> {
+        if listing.keys.is_empty() {
+            let silent = listing.findings.iter().all(|finding| finding.severity == Severity::Note);
+            let what = Failure::new(Class::NotFound, "it has no key to serve");
+            let hint = "look at what its entry chooses: names, a prefix, labels or tags";
+            return silent.then(|| Finding::warning(self.name(), what, hint));
+        }
+        let wants = !self.config.legacy && self.operations().contains(&Operation::Decrypt);
+        if !wants || listing.keys.iter().any(|key| key.algorithms().contains(&Algorithm::RsaRaw)) {
+            return None;
+        }
+        let what =
+            Failure::new(Class::Unsupported, "`operations` has `decrypt`, and no key of the store can");
+        let hint = "write `operations: [sign]`: raw RSA is all that decrypts, and clouds, elliptic curves and many \
+                    tokens lack it";
+        let mut finding = Finding::warning(self.name(), what, hint);
+        if !self.operations().contains(&Operation::Sign) {
+            finding.severity = Severity::Error; // nothing is left
+        }
+        Some(finding)
     }
 
     /// Makes a call to the backend, unless it has refused its credentials before: nothing presents them again.

@@ -237,6 +237,7 @@ impl Stores {
         let mut failed = None;
         while let Some(ended) = opening.join_next().await {
             let Ok((position, listed, store)) = ended else { continue };
+            let listed = listed.and_then(|listed| self.not_emptied(store.name(), listed));
             match (listed, plan.get_mut(position)) {
                 (Ok(listed), Some(place)) => *place = Some(Planned::Opened(store, listed)),
                 (Err(failure), _) => {
@@ -263,6 +264,18 @@ impl Stores {
                 }))
             }
         }
+    }
+
+    /// Refuses a listing without a key for a store that serves some: an entry that was changed chooses none of them.
+    fn not_emptied(&self, name: &str, listed: Listed) -> Result<Listed, Failure> {
+        let entries = self.lock();
+        let before = entries.iter().find(|entry| entry.store.name() == name);
+        let served = before.and_then(|entry| entry.list.as_ref()).map_or(0, Vec::len);
+        if served == 0 || !listed.holders.is_empty() {
+            return Ok(listed);
+        }
+        let what = format!("it would serve no key, and serves {served} now; look at what its entry chooses");
+        Err(Failure::new(Class::NotFound, what))
     }
 
     /// Puts what was prepared into service, and closes what went: when no request uses it any more, within `grace`.
@@ -323,7 +336,7 @@ impl Stores {
             .map(|(entry, number)| (entry.store.name().to_owned(), Arc::clone(&entry.look), number))
             .collect();
         let until = tokio::time::Instant::now() + patience;
-        let mut missing = Vec::new();
+        let mut missing = self.refusals();
         for (name, look, number) in looks {
             match timeout_at(until, look.wait(number)).await {
                 Ok(None) => {}
@@ -336,6 +349,16 @@ impl Stores {
             }
         }
         missing
+    }
+
+    /// Stores that have refused their credentials, which nothing presents again.
+    fn refusals(&self) -> Vec<String> {
+        let line = |store: &ManagedStore| {
+            let failure = store.refusal()?;
+            let cure = "its secret is the same, and isn't presented again; give it another one, or restart the server";
+            Some(format!("store `{}` stays down: {failure}; {cure}", store.name()))
+        };
+        self.all().iter().filter_map(|store| line(store)).collect()
     }
 
     /// Waits until every store has been tried, or the time is up; answers whether it was.

@@ -10,6 +10,8 @@ use std::{
 
 use hyper::Uri;
 
+use crate::failure::tame;
+
 /// One service that a store may talk to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "the server fills it in as a literal")]
@@ -126,6 +128,49 @@ impl fmt::Display for Origin {
             true => write!(f, "{scheme}://[{}]:{}", self.host, self.port),
             false => write!(f, "{scheme}://{}:{}", self.host, self.port),
         }
+    }
+}
+
+/// How a grant reads in YAML that adds a method and secrets to what a service's own has, and is reached like another.
+pub(super) fn line(
+    origin: &Origin,
+    own: Option<&Grant>,
+    like: Option<&Grant>,
+    (method, secrets): (&str, &[&str]),
+) -> String {
+    let with = |had: Option<&BTreeSet<String>>, more: &[&str]| {
+        let mut all: BTreeSet<&str> = had.into_iter().flatten().map(String::as_str).collect();
+        all.extend(more);
+        tame(Vec::from_iter(all).join(", ").as_bytes(), 256)
+    };
+    let mut line =
+        format!("url: \"{origin}\", methods: [{}]", with(own.map(|grant| &grant.methods), &[method]));
+    let mut add = |key: &str, value: String| line.extend([", ", key, ": ", &value]);
+    let secrets = with(own.map(|grant| &grant.secrets), secrets);
+    if !secrets.is_empty() {
+        add("secrets", format!("[{secrets}]"));
+    }
+    let addresses = own.map(|grant| grant.addresses.as_slice()).unwrap_or_default();
+    if !addresses.is_empty() {
+        let list: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        add("addresses", format!("[{}]", list.join(", ")));
+    }
+    if let Some(ca) = like.and_then(|grant| grant.ca.as_ref()) {
+        add("ca", ca.display().to_string());
+    }
+    if let Some(client) = own.and_then(|grant| grant.client.as_ref()) {
+        add("client_certificate", client.certificate.display().to_string());
+        add("client_key", client.key.display().to_string());
+    }
+    if let Some(proxy) = like.and_then(|grant| grant.proxy.as_ref()) {
+        add("proxy", format!("\"{proxy}\""));
+    }
+    format!("{{{line}}}")
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
     }
 }
 

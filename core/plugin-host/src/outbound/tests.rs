@@ -149,6 +149,30 @@ async fn connections_are_kept() {
 }
 
 #[tokio::test]
+async fn the_line_that_would_allow_it_has_what_its_own_grant_has_and_goes_the_way_of_others() {
+    let own = Grant {
+        addresses: vec!["10.0.0.0/8".parse().unwrap()],
+        ca: Some("/ca.pem".into()),
+        client: Some(ClientCertificate { certificate: "/c.pem".into(), key: "/k.pem".into() }),
+        proxy: Some("http://proxy:3128".parse().unwrap()),
+        ..grant("https://kms.example")
+    };
+    let outbound = store(vec![own]);
+    let denied = async |request| fetch(&outbound, request).await.unwrap_err().message;
+    let line = "methods: [GET, POST, PUT], secrets: [token], addresses: [10.0.0.0/8], ca: /ca.pem, client_certificate: /c.pem, \
+                client_key: /k.pem, proxy: \"http://proxy:3128\"}]}`";
+    let message = denied(Request::new("PUT", "https://kms.example")).await;
+    assert!(message.ends_with(line), "{message}");
+    let line = "methods: [GET], ca: /ca.pem, proxy: \"http://proxy:3128\"}]}`";
+    let message = denied(get("https://login.example")).await;
+    assert!(message.ends_with(line), "{message}");
+    assert!(
+        denied(get("http://169.254.169.254")).await.ends_with("methods: [GET]}]}`"),
+        "no proxy for plain HTTP"
+    );
+}
+
+#[tokio::test]
 async fn what_is_not_granted_is_denied_with_the_line_that_would_allow_it() {
     let fake = Fake::start(OK).await;
     let outbound = store(vec![grant(&fake.url())]);
@@ -163,12 +187,16 @@ async fn what_is_not_granted_is_denied_with_the_line_that_would_allow_it() {
          \"https://evil.example:443\", methods: [GET]}]}`"
     );
     let method = denied(Request::new("DELETE", fake.url())).await;
-    assert!(method.contains("methods: [DELETE]"), "{method}");
+    let whole = "this in place of its grant would allow it: `grants: {http: [{url: \"";
+    assert!(
+        method.contains(whole) && method.ends_with("methods: [DELETE, GET, POST], secrets: [token]}]}`"),
+        "{method}"
+    );
     let other_port = denied(get("http://127.0.0.1:1")).await;
     assert!(other_port.contains("http://127.0.0.1:1"), "{other_port}");
     let secret = denied(get(&fake.url()).header("x", Value::secret("other"))).await;
     assert!(secret.starts_with("sending the secret `other` to http://127.0.0.1:"), "{secret}");
-    assert!(secret.contains("secrets: [other]"), "{secret}");
+    assert!(secret.contains("secrets: [other, token]"), "{secret}");
     assert!(fake.seen.lock().unwrap().is_empty(), "nothing of it was sent");
 }
 

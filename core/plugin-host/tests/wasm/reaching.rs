@@ -58,15 +58,23 @@ async fn there_are_no_sockets() {
 async fn a_service_without_a_grant_is_not_asked_and_the_refusal_says_what_would_allow_it() {
     let scene = Scene::new().await;
     let (granted, other) = (Service::start().await, Service::start().await);
-    for (store, method, url, origin) in [
-        ("strays", "GET", other.url("/hello?q=1"), other.origin()),
-        ("deletes", "DELETE", granted.url("/hello"), granted.origin()),
+    let (as_it_is, whole) = ("this", "this in place of its grant");
+    for (store, method, url, origin, place, methods) in [
+        ("strays", "GET", other.url("/hello?q=1"), other.origin(), as_it_is, "[GET]"),
+        (
+            "deletes",
+            "DELETE",
+            granted.url("/hello"),
+            granted.origin(),
+            whole,
+            "[DELETE, GET, POST], secrets: [long, token]",
+        ),
     ] {
         let deed = json!({"fetch": {"url": url, "method": method}});
         let failure = scene.doer_of(store, deed, &granted).await.does_it(PATIENCE).await;
         let told = format!(
-            "{method} {origin} is not granted to the store `{store}`; this would allow it: `grants: {{http: [{{url: \
-             \"{origin}\", methods: [{method}]}}]}}`"
+            "{method} {origin} is not granted to the store `{store}`; {place} would allow it: `grants: {{http: \
+             [{{url: \"{origin}\", methods: {methods}}}]}}`"
         );
         assert_eq!((failure.class, failure.message), (Class::Denied, told));
     }
@@ -157,7 +165,10 @@ async fn a_secret_is_filled_in_only_where_its_grant_names_it() {
         let told =
             format!("sending the secret `open` to {} is not granted to the store `leaks`", service.origin());
         assert!(failure.message.starts_with(&told), "{failure}");
-        assert!(failure.message.ends_with("methods: [GET], secrets: [open]}]}`"), "{failure}");
+        assert!(
+            failure.message.ends_with("methods: [GET, POST], secrets: [long, open, token]}]}`"),
+            "{failure}"
+        );
     }
     assert_eq!(service.heard(), Vec::<String>::new());
     for errand in [errand("token"), form("token")] {

@@ -92,12 +92,30 @@ fn a_store_that_may_decrypt_and_cannot_is_warned_of() {
     };
     let check =
         |name: &str| stdout(&keystead(&["check", "-c", &files.config(&lines(name)).display().to_string()]));
-    let warning = "  warning  ed25519: `operations` has `decrypt`, and no key of the store can\n           hint: remove it";
+    let warning = "  warning  ed25519: `operations` has `decrypt`, and no key of the store can\n           hint: write `operations: [sign]`";
     let text = check("ed25519");
     assert!(text.contains(warning), "{text}");
     assert!(!check("rsa").contains("no key of the store can"));
     let server = Server::start(&files, &lines("ed25519"));
     assert!(server.wait_for("no key of the store can").contains(" WARN "));
+    let only = files.config(&lines("ed25519").replace("[sign, decrypt]", "[decrypt]"));
+    let output = keystead(&["check", "-c", &only.display().to_string()]);
+    assert_eq!(
+        (output.status.code(), stdout(&output).contains("1 error,")),
+        (Some(1), true),
+        "nothing is left"
+    );
+}
+
+#[test]
+fn a_store_without_a_key_is_warned_of() {
+    let files = Files::new();
+    std::fs::create_dir(files.path("empty")).unwrap();
+    let dir = files.path("empty").display().to_string();
+    let lines = format!("private_key_stores: [{{name: web, plugin: file, config: {{dir: {dir}}}}}]\n");
+    let text = stdout(&keystead(&["check", "-c", &files.config(&lines).display().to_string()]));
+    assert!(text.contains("warning"), "{text}");
+    assert!(text.ends_with("0 errors, 1 warning\n"), "{text}");
 }
 
 #[test]

@@ -170,7 +170,10 @@ fn one_call_from_the_command_line_shows_what_the_plugin_asks_for_and_gets() {
     let ungranted = store(&files, &openbao, &token).replace("[GET, POST]", "[GET]");
     let (code, _, log) = call(&["sign"], &files.config(&ungranted));
     assert_eq!(code, Some(1));
-    assert!(log.contains("denied store=\"bao\" method=\"POST\"") && log.contains("methods: [POST]"), "{log}");
+    assert!(
+        log.contains("denied store=\"bao\" method=\"POST\"") && log.contains("methods: [GET, POST]"),
+        "{log}"
+    );
     assert!(log.contains("keystead: error: denied: POST https://127.0.0.1:"), "{log}");
     let nowhere = files.config("private_key_stores: []\n");
     let (code, _, log) = call(&["keys"], &nowhere);
