@@ -130,6 +130,12 @@ fn a_token_that_is_refused_is_one_line_and_check_says_it() {
     );
     assert_eq!(server.log().matches(why).count(), 1, "{}", server.log());
 
+    // A reload with the same one doesn't present it again, and says so.
+    let warnings = server.reload()["warnings"].to_string();
+    assert!(
+        warnings.contains("store `bao` stays down: ") && warnings.contains("give it another one"),
+        "{warnings}"
+    );
     // Another token in the file is taken up by a reload.
     fs::write(files.path("token"), openbao.token()).unwrap();
     server.reload();

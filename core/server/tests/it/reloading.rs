@@ -255,6 +255,9 @@ fn what_can_be_read_and_would_be_regretted_is_refused() {
     let list = files.revoke(99, 2021);
     files.change_config(&format!("{}tls: {{crl: {}}}\n", web(&files, ""), list.display()));
     refused("the revocation list has expired, so that everybody would be refused");
+    fs::create_dir(files.path("empty")).unwrap();
+    files.change_config(&web(&files, "").replace("/keys}", "/empty}"));
+    refused("store `web`: it would serve no key, and serves 4 now; look at what its entry chooses");
     fs::remove_file(files.change_config(&web(&files, ""))).unwrap();
     refused("no such configuration file");
     files.change_config(&web(&files, ""));

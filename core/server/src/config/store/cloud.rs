@@ -89,6 +89,13 @@ impl Cloud<'_> {
             self.grant(authority, &["POST"], &["federated_token"], &[]);
             return json!({"type": "workload_identity", "authority": authority, "tenant": tenant, "client_id": client});
         }
+        if let (Some(_), Some(_)) = (&tenant, &client) {
+            self.warn(
+                "`AZURE_TENANT_ID` and `AZURE_CLIENT_ID` are set and `AZURE_CLIENT_SECRET` isn't: the entries of Azure ask \
+                 as the machine itself",
+                "set it for the server, in its unit for example, or unset the tenant where that is meant",
+            );
+        }
         for variable in ["AZURE_CERTIFICATE_PATH", "AZURE_USERNAME"] {
             if self.variable(variable).is_some() {
                 self.warn(
@@ -252,16 +259,21 @@ impl Cloud<'_> {
         if exceptions.split(',').any(|exception| is_excepted(host, exception.trim())) {
             return None;
         }
+        let proxy = if proxy.contains("://") { proxy } else { format!("http://{proxy}") };
         let origin = proxy.parse::<Origin>().ok().filter(|origin| !origin.is_https());
         if origin.is_none() {
-            self.warn("`HTTPS_PROXY` has no effect here", "expected `http://HOST:PORT`, without a user");
+            let hint = "expected `http://HOST:PORT`, without a user";
+            self.warn("`HTTPS_PROXY` has no effect for the clouds' entries", hint);
         }
         origin
     }
 
     fn warn(&mut self, problem: &str, hint: &str) {
         let notice = Notice { position: self.store.position, ..Notice::new(problem) };
-        self.warnings.push(notice.about(super::entry::LIST).hint(hint));
+        let notice = notice.about(super::entry::LIST).hint(hint);
+        if !self.warnings.contains(&notice) {
+            self.warnings.push(notice);
+        }
     }
 }
 

@@ -105,7 +105,16 @@ fn what_the_environment_has_and_nobody_can_use_is_said() {
         "{warning}"
     );
     assert!(warning.contains("client_certificate"), "{warning}");
-    let config = read(&[VAULT], &[("HTTPS_PROXY", "https://me:sesame@p:1")]);
+    let config =
+        read(&[VAULT], &[("AZURE_TENANT_ID", "t"), ("AZURE_CLIENT_ID", "c"), ("AZURE_CLIENT_SECRET", "")]);
+    let warning = config.warnings[0].to_string();
+    assert!(
+        warning.contains("`AZURE_CLIENT_SECRET` isn't: the entries of Azure ask as the machine"),
+        "{warning}"
+    );
+    let variables = [("HTTPS_PROXY", "https://me:sesame@p:1"), ("AZURE_CLIENT_SECRET", "s")];
+    let config = read(&[VAULT], &variables);
+    assert_eq!(config.warnings.len(), 1, "once for all grants");
     let warning = config.warnings[0].to_string();
     assert!(warning.contains("`HTTPS_PROXY` has no effect") && !warning.contains("sesame"), "{warning}");
 }
@@ -119,6 +128,7 @@ fn the_proxy_of_the_environment_is_gone_by_except_where_it_says() {
     for elsewhere in ["", ",", "other.example", "ault.azure.net", "v.vault.azure.net.example"] {
         assert!(by(elsewhere), "{elsewhere}");
     }
+    assert!(grants(&store(VAULT, &[("HTTPS_PROXY", "p:3128")]))[0].ends_with(" by http://p:3128"));
     for excepted in ["*", "a, v.vault.azure.net", ".azure.net", "*.vault.azure.net", "azure.net"] {
         assert!(!by(excepted), "{excepted}");
     }
