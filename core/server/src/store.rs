@@ -289,9 +289,12 @@ impl ManagedStore {
         outcome
     }
 
+    /// One that has not been tried before doesn't fall: whoever tries it says what came of that.
     fn failed(&self, failure: &Failure) {
         match failure.class {
-            Class::Credentials if self.refused.set(failure.clone()).is_ok() => self.fell(failure.clone()),
+            Class::Credentials if self.refused.set(failure.clone()).is_ok() && self.was_tried() => {
+                self.fell(failure.clone());
+            }
             Class::Deadline | Class::Unavailable => {
                 self.suspect_until.store(uptime(SUSPECT_FOR), Ordering::Relaxed);
                 self.ails.notify_one();

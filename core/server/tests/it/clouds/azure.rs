@@ -145,3 +145,17 @@ fn a_workload_whose_token_has_expired_is_served_by_itself_once_another_is_writte
 fn a_vault_that_throttles_at_the_start_is_left_alone_until_it_may_be_asked_or_an_operator_says_so() {
     super::is_left_alone_while_it_wants_to_be(&Vault::start());
 }
+
+#[test]
+fn a_wrong_secret_at_a_reload_changes_nothing_and_brings_no_store_down() {
+    let vault = Vault::start();
+    let (files, directory) = (Files::new(), super::directory::<Vault>(Build::Component));
+    let (server, ski) = super::beside_files(&vault, &files, &directory, "");
+    files.write("client-secret", b"another");
+    let (code, _, said) = server.admin(&["reload"]);
+    assert!(code == 1 && said.contains("AADSTS7000215"), "{said}");
+    let mut client = Client::connect(&files, &server);
+    assert!(client.ask(ski, Opcode::ECDSA_SIGN_SHA256, &[1; 32]).is_ok(), "{}", server.log());
+    server.wait_for("the reload is refused");
+    assert!(!server.log().contains("the store is down"), "{}", server.log());
+}
