@@ -154,7 +154,7 @@ impl Application {
         }
         let response = host.fetch(call, &Request::new("POST", url).form(form))?;
         let doing = format!("getting a token for {} from {authority}", challenge.resource);
-        taken(&doing, &response, refusal::by_authority)
+        taken(&doing, response, refusal::by_authority)
     }
 
     /// The tenant of the configuration, or of an exposed secret of that name, if either is there.
@@ -208,7 +208,7 @@ impl Identity {
         let url = self.query(&url, "2018-02-01", "msi_res_id", challenge);
         let request = Request::new("GET", url).header("metadata", "true");
         let doing = format!("getting a token for {} by the machine's identity", challenge.resource);
-        taken(&doing, &host.fetch(call, &request)?, refusal::by_identity)
+        taken(&doing, host.fetch(call, &request)?, refusal::by_identity)
     }
 
     /// An app's, of App Service, Functions or Container Apps.
@@ -228,7 +228,7 @@ impl Identity {
         let url = self.query(&endpoint, "2019-08-01", "mi_res_id", challenge);
         let request = Request::new("GET", url).header("x-identity-header", Value::secret("identity_header"));
         let doing = format!("getting a token for {} by the app's identity", challenge.resource);
-        taken(&doing, &host.fetch(call, &request)?, refusal::by_identity)
+        taken(&doing, host.fetch(call, &request)?, refusal::by_identity)
     }
 
     fn query(&self, url: &str, version: &str, resource_id: &str, challenge: &Challenge) -> String {
@@ -311,33 +311,37 @@ impl Seconds {
 }
 
 impl Token {
+    /// The shorter of two times: of a token that its issuer has kept for a while, `expires_in` may be the whole life.
     fn lives(&self) -> Option<Duration> {
-        let on = || {
-            let on = SystemTime::UNIX_EPOCH.checked_add(self.expires_on.as_ref()?.get()?)?;
-            Some(on.duration_since(SystemTime::now()).unwrap_or_default())
-        };
-        self.expires_in.as_ref().and_then(Seconds::get).or_else(on)
+        let until = |on| Some(SystemTime::UNIX_EPOCH.checked_add(on)?.duration_since(SystemTime::now()));
+        let on =
+            self.expires_on.as_ref().and_then(Seconds::get).and_then(until).map(Result::unwrap_or_default);
+        let within = self.expires_in.as_ref().and_then(Seconds::get);
+        within.into_iter().chain(on).min()
     }
 }
 
-/// Takes the token out of an answer.
+/// Takes the token out of an answer, and leaves nothing of it behind.
 fn taken(
     doing: &str,
-    response: &Response,
+    response: Response,
     refused: fn(&str, &Response) -> Error,
 ) -> Result<(Secret, Duration), Error> {
     if response.status != 200 {
-        return Err(refused(doing, response));
+        return Err(refused(doing, &response));
     }
     let broken =
         |what: &str| Error::new(Code::Unavailable, format!("{doing}: {what}")).with_vendor("HTTP", 200);
-    let token: Token = response.json().map_err(|error| broken(&error.message))?;
-    let printable = |c: char| c.is_ascii_graphic();
-    if token.access_token.is_empty() || !token.access_token.chars().all(printable) {
+    let token: Result<Token, Error> = response.json();
+    drop(Secret::new(response.body));
+    let token = token.map_err(|error| broken(&error.message))?;
+    let lives = token.lives();
+    let text = Secret::new(token.access_token.into_bytes());
+    if text.expose().is_empty() || !text.expose().iter().all(u8::is_ascii_graphic) {
         return Err(broken("the answer has no token"));
     }
-    let lives = token.lives().ok_or_else(|| broken("the answer doesn't say how long the token lives"))?;
-    Ok((Secret::new(token.access_token.into_bytes()), lives))
+    let lives = lives.ok_or_else(|| broken("the answer doesn't say how long the token lives"))?;
+    Ok((text, lives))
 }
 
 /// A JWT by the certificate's key that says who the application is (RFC 7523), good for the token endpoint alone.
@@ -437,10 +441,10 @@ mod tests {
     }
 
     #[test]
-    fn a_token_lives_as_long_as_either_time_says() {
+    fn a_token_lives_as_long_as_each_time_says() {
         let taken = |json: serde_json::Value| {
             let response = Response { status: 200, headers: Vec::new(), body: json.to_string().into_bytes() };
-            taken("getting it", &response, refusal::by_authority)
+            taken("getting it", response, refusal::by_authority)
         };
         let lives = |json| taken(json).map(|(_, lives)| lives.as_secs());
         assert_eq!(lives(json!({"access_token": "t", "expires_in": 3599})), Ok(3599));
@@ -449,6 +453,10 @@ mod tests {
         let on = lives(json!({"access_token": "t", "expires_on": (now + 500).to_string()})).unwrap();
         assert!((490..=500).contains(&on), "{on}");
         assert_eq!(lives(json!({"access_token": "t", "expires_on": "1"})), Ok(0));
+        let kept = json!({"access_token": "t", "expires_in": "86399", "expires_on": (now + 500).to_string()});
+        assert!((490..=500).contains(&lives(kept).unwrap()), "one that its issuer kept");
+        let slow = json!({"access_token": "t", "expires_in": 300, "expires_on": now + 500});
+        assert_eq!(lives(slow), Ok(300));
         for broken in [
             json!({"access_token": "t"}),
             json!({"access_token": "", "expires_in": 1}),
