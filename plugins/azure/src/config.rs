@@ -10,7 +10,8 @@ use crate::{
     place::{Id, Place, Vault},
 };
 
-/// How many vaults a store may have: the host keeps at most 64 values that expire, two for each vault, and tokens.
+/// How many vaults a store may have: the host keeps at most 64 values that expire, two for each vault, two for each token,
+/// and two of the store.
 const VAULTS_MAX: usize = 24;
 
 #[derive(Deserialize)]

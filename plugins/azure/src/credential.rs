@@ -91,8 +91,7 @@ impl Credential {
     /// A credential that was refused is presented no more until the operator gives another. One that renews itself is:
     /// the next may be good, and there is nothing that could be locked.
     fn judged(&self, mut error: Error) -> Error {
-        let renews_itself = !matches!(self, Self::ClientSecret(_) | Self::ClientCertificate(_));
-        if renews_itself && error.code == Code::Credentials {
+        if matches!(self, Self::WorkloadIdentity(_)) && error.code == Code::Credentials {
             error.code = Code::Denied;
         }
         error

@@ -104,7 +104,8 @@ impl Backend for Azure {
         let body = keys::request(id.kind, self.config.rsnull(&id.vault), algorithm, input)?;
         let path = format!("/keys/{}/{}/sign", id.name, id.version);
         let doing = format!("signing with `{}` version {}", id.name, id.version);
-        let signature: Signature = self.service(call).post(&id.vault, &path, &body, &doing)?;
+        let answer = self.service(call).post(&id.vault, &path, &body, &doing);
+        let signature: Signature = answer.map_err(not_of_the_input)?;
         out.write(&signature.bytes(&id)?)
     }
 
@@ -125,7 +126,10 @@ impl Backend for Azure {
         Advice { lanes: Some(64), stuck_after: None }
     }
 
+    /// Gets another token before the one that is used ends, and looks for what has changed.
     fn health(&self, call: &Call<'_>) -> Result<Health, Error> {
+        let service = self.service(call);
+        self.config.vaults().into_iter().try_for_each(|vault| service.refresh(vault))?;
         let generation = match self.generation(call) {
             Err(error) if error.code == Code::Throttled => self.last_generation(call, error)?,
             generation => self.keep_generation(call, generation?)?,
@@ -148,7 +152,6 @@ impl Azure {
     /// What the listing depends on, as a number.
     fn generation(&self, call: &Call<'_>) -> Result<u64, Error> {
         let survey = self.survey(call);
-        self.config.vaults().into_iter().try_for_each(|vault| survey.0.refresh(vault))?;
         let mut hasher = DefaultHasher::new();
         self.config.places.iter().try_for_each(|place| survey.look(place, &mut hasher))?;
         if let Some(listed) = self.listed(call) {
@@ -193,6 +196,15 @@ impl Azure {
     fn served(&self, key: &[u8]) -> Result<Id, Error> {
         Id::parse(key).filter(|id| self.config.serves(id)).ok_or_else(Error::unknown_key)
     }
+}
+
+/// What went wrong with a signature, whose input is right by now: whoever sent that can't mend it, and another store may
+/// do what this one doesn't.
+fn not_of_the_input(Trouble { mut error, of_the_key }: Trouble) -> Error {
+    if error.code == Code::InvalidInput {
+        error.code = if of_the_key { Code::Unsupported } else { Code::Denied };
+    }
+    error
 }
 
 /// A listing that lacks nothing.
@@ -323,7 +335,10 @@ fn note(found: Result<Vec<Bundle>, Trouble>, hasher: &mut DefaultHasher) -> Resu
         Ok(bundles) => bundles.iter().for_each(|bundle| {
             (bundle, bundle.attributes.hindrance(), bundle.attributes.expires_soon()).hash(hasher);
         }),
-        Err(Trouble { error, of_the_key: true }) => error.message.hash(hasher),
+        // Not in its words: they may be others each time.
+        Err(Trouble { error, of_the_key: true }) => {
+            (error.code.name(), error.vendor.map(|vendor| vendor.number)).hash(hasher);
+        }
         Err(trouble) => return Err(trouble.error),
     }
     Ok(())

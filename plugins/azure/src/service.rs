@@ -27,7 +27,7 @@ const FRESH: Duration = Duration::from_secs(300);
 /// How long a vault's challenge is believed. One that has changed shows by a token that is refused.
 const CHALLENGE: Duration = Duration::from_secs(24 * 3600);
 
-/// How long no other token is got for a vault that has refused a fresh one.
+/// How long no other token is got for a vault that has refused a fresh one, or from where none was to be had.
 const LATELY: Duration = Duration::from_secs(5);
 
 /// How many pages a list may have, of 25 keys each.
@@ -120,13 +120,14 @@ impl Service<'_> {
                 error.into()
             });
         }
-        let mut error = refusal::by_vault(doing, &response);
         if let Some(token) = str::from_utf8(token.expose()).ok().filter(|token| !token.is_empty()) {
-            error.message = error.message.replace(token, "…"); // whoever repeats it, it goes no further
+            let said = String::from_utf8_lossy(&response.body);
+            response.body = said.replace(token, "…").into_bytes(); // whoever repeats it, it goes no further
         }
-        let of_the_key = response.status != 401
-            && matches!(error.code, Code::NotFound | Code::Denied | Code::InvalidInput);
-        Err(Trouble { error, of_the_key })
+        Err(Trouble {
+            error: refusal::by_vault(doing, &response),
+            of_the_key: refusal::is_of_the_key(&response),
+        })
     }
 
     /// Forgets a token that was refused, and the challenge that it was got by: the vault may have moved.
@@ -185,8 +186,25 @@ impl Service<'_> {
     }
 
     fn fresh(&self, challenge: &Challenge, at_least: Duration) -> Result<Secret, Error> {
-        let get = || self.config.credential.token(self.host, self.call, challenge);
+        let get = || self.another(challenge);
         self.host.cached(self.call, &challenge.written(), at_least, get)
+    }
+
+    /// A new token. Where there was none just now, all who wait for one aren't there one after the other.
+    fn another(&self, challenge: &Challenge) -> Result<(Secret, Duration), Error> {
+        let name = format!("failed {}", challenge.written());
+        let never = || Err(Error::new(Code::NotFound, "it didn't fail lately"));
+        if let Ok(noted) = self.host.cached(self.call, &name, Duration::ZERO, never) {
+            return Err(refusal::read(noted.expose()));
+        }
+        self.config.credential.token(self.host, self.call, challenge).inspect_err(|error| {
+            // That a call has no time is its own trouble; and what isn't kept isn't missed.
+            if error.code != Code::Deadline {
+                let lives = error.retry_after.unwrap_or(LATELY).min(LATELY);
+                let note = || Ok((Secret::new(refusal::written(error)), lives));
+                let _ = self.host.cached(self.call, &name, Duration::ZERO, note);
+            }
+        })
     }
 
     fn old(&self, challenge: &Challenge, error: &Error) -> Result<Secret, Error> {

@@ -130,7 +130,7 @@ fn a_clock_that_is_wrong_is_said_and_is_over_when_it_is_right() {
     let credential = json!({"type": "client_certificate", "client_id": cloud.client_id()});
     let subject = store(&cloud, Build::Component, credential, &secrets, &["certificate"]);
     let session = subject.open().unwrap();
-    for (shift, how) in [(7200, "behind"), (-7200, "ahead of")] {
+    for (shift, how, session) in [(-7200, "ahead of", &subject.open().unwrap()), (7200, "behind", &session)] {
         cloud.shift_clock(shift);
         let error = session.listing().unwrap_err();
         assert_eq!(error.code, Code::Denied, "{error}");
@@ -138,6 +138,7 @@ fn a_clock_that_is_wrong_is_said_and_is_over_when_it_is_right() {
         assert!(error.message.contains(&format!("s {how} the service's: set it right")), "{error}");
     }
     cloud.shift_clock(0);
+    after_a_while();
     sign(&session, &only(&session)).unwrap();
 }
 
@@ -159,6 +160,7 @@ fn a_workloads_token_is_filled_in_by_the_host_and_read_afresh() {
         let error = session.listing().unwrap_err();
         assert!(error.message.contains(number) && !error.message.contains("clock"), "{error}");
         assert_eq!(error.code, Code::Denied, "it is tried again: another writes the next");
+        after_a_while();
     }
     session.host().set_secret("federated_token", token.as_bytes());
     sign(&session, &only(&session)).unwrap();
@@ -239,6 +241,7 @@ fn a_secret_that_is_refused_is_the_credentials_fault_and_another_works() {
     assert!(error.message.starts_with(&start) && error.message.ends_with("(invalid_client)"), "{error}");
     assert_eq!(session.host().leaks(), [""; 0]);
     session.host().set_secret("client_secret", cloud.client_secret().as_bytes());
+    after_a_while();
     sign(&session, &only(&session)).unwrap();
 }
 

@@ -96,7 +96,9 @@ fn each_status_has_its_class_and_the_services_words() {
     let key = only(&session);
     let said = |code: &str| json!({"error": {"code": code, "message": "as it is"}});
     for (status, code, class) in [
-        (400, "BadParameter", Code::InvalidInput),
+        (400, "BadParameter", Code::Unsupported),
+        (405, "MethodNotAllowed", Code::Denied),
+        (421, "MisdirectedRequest", Code::Denied),
         (403, "Forbidden", Code::Denied),
         (404, "KeyNotFound", Code::NotFound),
         (429, "Throttled", Code::Throttled),
@@ -114,7 +116,80 @@ fn each_status_has_its_class_and_the_services_words() {
         let comes_back = matches!(class, Code::Throttled | Code::Unavailable);
         assert_eq!(error.retry_after, comes_back.then_some(Duration::from_secs(3)), "{error}");
     }
+    for status in [400, 403, 407] {
+        cloud.vaults().disturb(Disturbance::answer("/sign", Answer::text(status, "<html>")).times(1));
+        assert_eq!(sign(&session, &key).unwrap_err().code, Code::Denied, "{status}");
+    }
     sign(&session, &key).unwrap();
+}
+
+#[test]
+fn what_is_configured_amiss_is_not_the_fault_of_who_wants_a_signature() {
+    let cloud = Cloud::with_key();
+    let key = only(&cloud.www());
+    for member in ["tenant", "client_id"] {
+        let mut credential = json!({"type": "client_secret", "client_id": cloud.client_id()});
+        match member {
+            "tenant" => credential["tenant"] = "11111111-1111-1111-1111-111111111111".into(),
+            _ => credential = json!({"type": "client_secret"}),
+        }
+        let door = built(Build::Library).granting(cloud.grants());
+        let config = json!({"uris": [www()], "credential": credential});
+        let session = Subject::behind(door).config(config).secret("client_secret", b"x").open().unwrap();
+        let error = sign(&session, &key).unwrap_err();
+        assert!(error.message.contains(member), "{error}");
+        assert_eq!(error.code, Code::Denied, "another store may sign: {error}");
+        assert_eq!(session.listing().unwrap_err().code, Code::InvalidInput);
+    }
+}
+
+#[test]
+fn what_bars_the_way_for_a_while_empties_no_store() {
+    let cloud = Cloud::with_key();
+    cloud.make_key(HSM, "hsm", Type::P384Hsm);
+    let session = cloud.www();
+    let (key, before) = (only(&session), session.health().unwrap());
+    let inner = |code: &str| {
+        let body = json!({"error": {"code": "Forbidden", "message": "no", "innererror": {"code": code}}});
+        Answer::json(403, &body)
+    };
+    for (answer, class) in [
+        (inner("ForbiddenByFirewall"), Code::Denied),
+        (inner("ForbiddenByConnection"), Code::Denied),
+        (inner("ForbiddenByPolicy"), Code::Denied),
+        (Answer::text(403, "<html>"), Code::Denied),
+        (Answer::text(404, "<html>"), Code::Unavailable),
+    ] {
+        cloud.vaults().disturb(Disturbance::answer("GET /keys/www", answer));
+        assert_eq!(session.listing().unwrap_err().code, class, "the server keeps what it has");
+        assert_eq!(session.health().unwrap_err().code, class);
+        let both = cloud.store(Build::Library, json!({"uris": [www(), all(HSM)]})).open().unwrap();
+        let listing = both.listing().unwrap();
+        assert_eq!((names(&listing), listing.findings.len()), (vec!["hsm"], 1), "at first, what there is");
+        cloud.vaults().calm();
+        assert_eq!(session.health().unwrap(), before);
+        sign(&session, &key).unwrap();
+    }
+}
+
+#[test]
+fn a_refusal_in_other_words_is_the_same() {
+    let cloud = Cloud::with_key();
+    let session = cloud.www();
+    let before = session.health().unwrap();
+    let generation = |status, message: &str| {
+        let body = json!({"error": {"code": "Forbidden", "message": message}});
+        cloud.vaults().disturb(Disturbance::answer("GET /keys/www", Answer::json(status, &body)));
+        let generation = session.health().unwrap();
+        cloud.vaults().calm();
+        generation
+    };
+    let first = generation(403, "User is not authorized (Activity ID: 0b1c2d3e-0000-1111-2222-333344445555)");
+    assert_ne!(first, before);
+    let again = generation(403, "The user may not (Activity ID: ffffffff-0000-1111-2222-333344445555)");
+    assert_eq!(again, first, "the server doesn't list again");
+    assert_ne!(generation(404, "No such key"), first);
+    assert_eq!(session.health().unwrap(), before);
 }
 
 #[test]
@@ -233,7 +308,7 @@ fn a_vault_that_has_moved_to_another_tenant_is_followed() {
     cloud.vaults().disturb(Disturbance::answer("maxresults=1", answer).times(1));
     let error = session.listing().unwrap_err();
     assert!(error.message.contains("AADSTS90002: Tenant not found"), "{error}");
-    assert_eq!(error.code, Code::Credentials);
+    assert_eq!(error.code, Code::Denied, "no credential was refused");
     // Tokens of the old tenant's were good, and are no more.
     let session = cloud.www();
     let key = only(&session);
@@ -266,7 +341,43 @@ fn tokens_are_refreshed_early_and_it_is_no_matter_where_that_fails() {
     );
     assert_eq!(session.health().unwrap_err().code, Code::Unavailable);
     cloud.logins().calm();
+    after_a_while();
     sign(&session, &key).unwrap();
+}
+
+#[test]
+fn where_no_token_is_to_be_had_it_is_asked_for_once_in_a_while() {
+    let cloud = Cloud::with_key();
+    let key = only(&cloud.www());
+    for build in [Build::Library, Build::Component] {
+        let session = cloud.store(build, json!({"uris": [www()]})).open().unwrap();
+        cloud.logins().disturb(Disturbance::answer("POST", Answer::text(503, "")));
+        let before = cloud.logins_asked();
+        let first = sign(&session, &key).unwrap_err();
+        assert_eq!((first.code, first.vendor.as_ref().unwrap().number), (Code::Unavailable, 503));
+        for _ in 0..5 {
+            assert_eq!(sign(&session, &key).unwrap_err(), first);
+        }
+        assert_eq!(session.health().unwrap_err(), first);
+        assert_eq!(cloud.logins_asked(), before + 1);
+        cloud.logins().calm();
+        after_a_while();
+        sign(&session, &key).unwrap();
+        assert_eq!(cloud.logins_asked(), before + 2);
+    }
+}
+
+#[test]
+fn a_store_without_a_token_is_not_well_however_busy_who_makes_them() {
+    let cloud = Cloud::with_key();
+    let session = cloud.www();
+    let key = only(&session);
+    session.health().unwrap();
+    cloud.revoke_tokens();
+    let busy = Answer::json(429, &json!({"error": "temporarily_unavailable"}));
+    cloud.logins().disturb(Disturbance::answer("POST", busy));
+    assert_eq!(sign(&session, &key).unwrap_err().code, Code::Throttled);
+    assert_eq!(session.health().unwrap_err().code, Code::Throttled);
 }
 
 #[test]
@@ -323,6 +434,11 @@ fn what_the_token_service_answers_has_its_class() {
         (Answer::text(200, "<html>"), Code::Unavailable),
         (Answer::json(200, &json!({"access_token": "t"})), Code::Unavailable),
         (Answer::json(302, &json!({})), Code::Unavailable),
+        (Answer::text(400, "<html>"), Code::Unavailable),
+        (Answer::text(403, "<html>blocked by the proxy"), Code::Unavailable),
+        (Answer::json(403, &json!({"message": "blocked"})), Code::Unavailable),
+        (Answer::json(403, &json!({"error": "invalid_client"})), Code::Denied),
+        (Answer::json(404, &json!({"error": "invalid_request"})), Code::Denied),
     ] {
         let after = answer.headers.iter().any(|(name, _)| name == "retry-after");
         cloud.logins().disturb(Disturbance::answer("POST", answer));

@@ -118,6 +118,11 @@ impl Cloud {
     }
 }
 
+/// Lets the pause pass in which no token is asked for where none was to be had.
+fn after_a_while() {
+    std::thread::sleep(std::time::Duration::from_millis(5100));
+}
+
 fn www() -> String {
     format!("https://{DEMO}/keys/www")
 }

@@ -289,10 +289,10 @@ impl State {
         httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(self.now()))
     }
 
-    /// Makes a token, and says how long it lives.
+    /// Makes a token, as long as the real ones, and says how long it lives.
     fn issue(&self, resource: &str) -> (String, Duration) {
         let mut changing = self.lock();
-        let (text, life) = (format!("ey{}", random(48)), changing.token_life);
+        let (text, life) = (format!("ey{}", random(1125)), changing.token_life);
         let until = Instant::now() + life;
         changing.tokens.push(Token { text: text.clone(), resource: resource.to_owned(), until });
         (text, life)
