@@ -143,19 +143,16 @@ impl Credential {
         })
     }
 
-    /// A new access token, and how long it lives.
+    /// A new access token, and how long it lives. A credential that was refused is presented no more until the operator
+    /// gives another. One that renews itself is: the next may be good, and there is nothing that could be locked.
     pub(crate) fn token(&self, host: Host, call: &Call<'_>) -> Result<(Secret, Duration), Error> {
-        self.get(host, call).map_err(|error| self.judge(error))
-    }
-
-    /// A credential that was refused is presented no more until the operator gives another. One that renews itself is:
-    /// the next may be good, and there is nothing that could be locked.
-    pub(crate) fn judge(&self, mut error: Error) -> Error {
         let renews_itself = matches!(self, Self::Metadata { .. } | Self::WorkloadIdentity { .. });
-        if renews_itself && error.code == Code::Credentials {
-            error.code = Code::Denied;
-        }
-        error
+        self.get(host, call).map_err(|mut error| {
+            if renews_itself && error.code == Code::Credentials {
+                error.code = Code::Denied;
+            }
+            error
+        })
     }
 
     fn get(&self, host: Host, call: &Call<'_>) -> Result<(Secret, Duration), Error> {
@@ -224,7 +221,7 @@ fn of_the_machine(
             "{doing}: the machine has no service account `{account}`; attach one, or configure another \
              `credential`"
         );
-        return Err(Error::new(Code::Credentials, what).with_vendor("HTTP", 404));
+        return Err(Error::new(Code::Denied, what).with_vendor("HTTP", 404));
     }
     if response.header("metadata-flavor") != Some("Google") {
         return Err(kms::about(
@@ -314,7 +311,7 @@ pub(crate) fn authorized(request: Request, token: &Secret) -> Request {
 /// What says that there is no such account must not be taken for saying that there is no such key.
 fn no_key_is_meant(mut error: Error) -> Error {
     if error.code == Code::NotFound {
-        error.code = Code::Credentials;
+        error.code = Code::Denied;
     }
     error
 }

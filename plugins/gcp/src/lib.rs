@@ -3,7 +3,7 @@
 //! It keeps nothing between two calls, since its instance may be gone after any of them: a key's id says all that is
 //! needed to sign with it, and the access token lives with the host. Credentials are filled in, or signed with, by the
 //! host. In reading order: `resource` knows names, `ability` algorithms, `kms` the service's JSON and its checksums,
-//! `refusal` what its errors mean, `credential` who asks.
+//! `refusal` what its errors mean, `credential` who asks, `memory` what the host keeps.
 
 #![forbid(unsafe_code)]
 
@@ -12,6 +12,7 @@ mod credential;
 mod endpoint;
 mod kms;
 mod listing;
+mod memory;
 mod refusal;
 mod resource;
 
@@ -26,17 +27,12 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
     credential::{Credential, authorized},
+    listing::Look,
+    memory::{Listed, Memory},
     resource::{Selector, Version},
 };
 
 keystead_plugin_api::export_backend!(Kms);
-
-/// The name of the access token among the values that the host keeps.
-const TOKEN: &str = "access-token";
-
-/// The name of what `health` last answered, likewise, and for how long it counts.
-const GENERATION: &str = "generation";
-const KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// How long a token must still live to be sent along: as long as a request may take.
 const SPARE: Duration = Duration::from_secs(10);
@@ -141,9 +137,14 @@ impl Backend for Kms {
         Ok(Self { config: host.config::<Written>()?.check()?, host })
     }
 
+    /// What can't be asked doesn't hide the other keys, as long as they were never all there; later on, the host keeps
+    /// the former listing.
     fn keys(&self, call: &Call<'_>) -> Result<Listing, Error> {
         self.refresh(call)?;
-        listing::list(self, call)
+        let before = self.memory(call).listed().unwrap_or_default();
+        let Look { listing, whole, looks } = listing::list(self, call, before.whole)?;
+        self.memory(call).note_listed(before.again(whole, looks))?;
+        Ok(listing)
     }
 
     fn sign(
@@ -160,7 +161,7 @@ impl Backend for Kms {
         let request =
             Request::new("POST", self.url(&format!("{version}:asymmetricSign"))).json(&kms::request(&input));
         let doing = format!("signing with `{}`", version.label());
-        let signature: kms::Signature = self.ask(call, &doing, &request)?;
+        let signature: kms::Signature = self.ask(call, &doing, &request).map_err(not_of_the_input)?;
         out.write(&signature.bytes(&version, &input).map_err(|error| kms::about(&doing, error))?)
     }
 
@@ -182,14 +183,22 @@ impl Backend for Kms {
         Advice { lanes: Some(64), stuck_after: None }
     }
 
-    /// Gets another token before the one that is used ends, and looks for what was rotated, enabled or disabled.
+    /// Gets another token before the one that is used ends, and looks for what was rotated, enabled or disabled. Before the
+    /// first listing nothing can have changed, and a ring that is read twice at a start could cost a minute's quota.
     fn health(&self, call: &Call<'_>) -> Result<Health, Error> {
         self.refresh(call)?;
-        let generation = match listing::generation(self, call) {
-            Err(error) if error.code == Code::Throttled => self.last_generation(call, error)?,
-            generation => self.keep_generation(call, generation?)?,
+        let Some(listed) = self.memory(call).listed() else {
+            return Ok(Health { generation: Listed::default().last });
         };
-        Ok(Health { generation })
+        self.memory(call).note_listed(listed)?; // it must not end in a long outage
+        let listed = match listing::looks(self, call, listed.whole) {
+            // A quota that is used up keeps from looking, and is no outage: the store signs, and to ask more often, as of
+            // one that is down, would use it up for good. What was last seen counts on.
+            Err(error) if error.code == Code::Throttled => listed,
+            looks => listed.answered(looks?),
+        };
+        self.memory(call).note_listed(listed)?;
+        Ok(Health { generation: listed.last })
     }
 
     fn close(&self, _grace: Duration) {}
@@ -200,8 +209,12 @@ impl Kms {
         format!("{}/v1/{path}", self.config.endpoint)
     }
 
+    fn memory<'a>(&self, call: &'a Call<'a>) -> Memory<'a> {
+        Memory { host: self.host, call }
+    }
+
     fn token(&self, call: &Call<'_>, at_least: Duration) -> Result<Secret, Error> {
-        self.host.cached(call, TOKEN, at_least, || self.config.credential.token(self.host, call))
+        self.memory(call).token(at_least, || self.config.credential.token(self.host, call))
     }
 
     /// Has a token that lives for a while. As long as the old one does, it is no matter where this fails.
@@ -210,19 +223,6 @@ impl Kms {
         self.token(call, SPARE)?;
         tracing::warn!("no new access token, while the old one still lives: {error}");
         Ok(())
-    }
-
-    fn keep_generation(&self, call: &Call<'_>, generation: u64) -> Result<u64, Error> {
-        let keep = || Ok((Secret::new(generation.to_be_bytes().to_vec()), KEPT));
-        self.host.cached(call, GENERATION, KEPT, keep)?; // nothing lives longer, so it is always kept anew
-        Ok(generation)
-    }
-
-    /// A quota that is used up keeps from looking, and is no outage: the store signs, and to ask more often, as of one
-    /// that is down, would use it up for good. What was last seen counts on.
-    fn last_generation(&self, call: &Call<'_>, throttled: Error) -> Result<u64, Error> {
-        let last = self.host.cached(call, GENERATION, Duration::ZERO, || Err(throttled.clone()))?;
-        last.expose().try_into().map(u64::from_be_bytes).map_err(|_| throttled)
     }
 
     /// Asks the service, and takes a successful answer apart.
@@ -234,17 +234,25 @@ impl Kms {
         if let (Ok(token), Ok(said)) = (str::from_utf8(token.expose()), str::from_utf8(&response.body)) {
             response.body = said.replace(token, "…").into_bytes(); // whoever repeats it, it goes no further
         }
-        Err(self.config.credential.judge(refusal::of_the_api(doing, &response)))
+        Err(refusal::of_the_api(doing, &response))
     }
 
     /// Where a token is refused that should live, it was revoked: another one is tried, once.
     fn fetch(&self, call: &Call<'_>, request: &Request) -> Result<(Secret, Response), Error> {
-        let token = self.token(call, SPARE)?;
-        let response = self.host.fetch(call, &self.with(request, &token))?;
-        if response.status != 401 {
+        let (token, response) = self.send(call, request)?;
+        if response.status != 401 || self.memory(call).was_refused() {
             return Ok((token, response));
         }
-        self.host.forget(TOKEN, &token);
+        self.memory(call).forget_token(&token);
+        let sent = self.send(call, request)?;
+        if sent.1.status == 401 {
+            self.memory(call).note_refused();
+        }
+        Ok(sent)
+    }
+
+    /// Sends a request with a token.
+    fn send(&self, call: &Call<'_>, request: &Request) -> Result<(Secret, Response), Error> {
         let token = self.token(call, SPARE).map_err(not_of_a_key)?;
         let response = self.host.fetch(call, &self.with(request, &token))?;
         Ok((token, response))
@@ -263,5 +271,14 @@ impl Kms {
 /// the status of the service of keys.
 fn not_of_a_key(mut error: Error) -> Error {
     error.vendor = None;
+    error
+}
+
+/// While signing, nothing that is wrong with the configuration or a request of ours is wrong with the input: another
+/// store that has the key may sign it.
+fn not_of_the_input(mut error: Error) -> Error {
+    if error.code == Code::InvalidInput {
+        error.code = Code::Denied;
+    }
     error
 }

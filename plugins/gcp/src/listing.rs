@@ -28,11 +28,24 @@ const SIGNS: &str = "ASYMMETRIC_SIGN";
 /// Why nothing of a key is served.
 const NONE_ENABLED: &str = "no version of it that signs for TLS is enabled";
 
+/// What a look at everything finds.
+pub(crate) struct Look {
+    pub(crate) listing: Listing,
+    /// Whether all could be asked.
+    pub(crate) whole: bool,
+    /// What [`looks`] answers of it.
+    pub(crate) looks: u64,
+}
+
 /// The versions that the configuration chooses, and what came of the rest.
 #[derive(Default)]
 struct Chosen {
+    /// Whether all could be asked before: now, too, it is all or nothing.
+    was_whole: bool,
     versions: Vec<Version>,
     findings: Vec<Finding>,
+    /// What couldn't be asked.
+    failures: Vec<Finding>,
 }
 
 /// A version that is served.
@@ -43,42 +56,59 @@ struct Served {
 }
 
 /// Every key, with what could not be opened and why.
-pub(crate) fn list(store: &Kms, call: &Call<'_>) -> Result<Listing, Error> {
-    let Chosen { versions, mut findings } = chosen(store, call)?;
+pub(crate) fn list(store: &Kms, call: &Call<'_>, was_whole: bool) -> Result<Look, Error> {
+    let mut chosen = chosen(store, call, was_whole)?;
+    let mut hasher = chosen.hasher();
     let mut served = Vec::new();
-    for version in versions {
-        match public_key(store, call, &version).and_then(|key| serve(version.clone(), &key)) {
+    for version in std::mem::take(&mut chosen.versions) {
+        let public = public_key(store, call, &version);
+        note_state(store, &version, &public, &mut hasher);
+        match public.and_then(|key| serve(version.clone(), &key)) {
             Ok(Ok(key)) => served.push(key),
-            Ok(Err(note)) => findings.push(note),
-            Err(error) if is_about_one_key(&error) => findings.push(finding(version, error)),
-            Err(error) => return Err(error),
+            Ok(Err(note)) => chosen.findings.push(note),
+            Err(error) => chosen.lacks(version, error)?,
         }
     }
+    let whole = chosen.failures.is_empty();
+    let mut findings = chosen.findings_beside(served.len())?;
     findings.extend(served.iter().filter_map(|one| lack(one, &served)));
-    Ok(Listing { keys: served.into_iter().map(|one| one.key).collect(), findings })
+    let listing = Listing { keys: served.into_iter().map(|one| one.key).collect(), findings };
+    Ok(Look { listing, whole, looks: hasher.finish() })
 }
 
 /// A number that changes with what [`list`] would answer. The public half of a version never does: only where nothing
 /// else says whether a version can be used, it is asked for.
-pub(crate) fn generation(store: &Kms, call: &Call<'_>) -> Result<u64, Error> {
-    let Chosen { versions, findings } = chosen(store, call)?;
-    let mut hasher = DefaultHasher::new();
-    findings.iter().for_each(|finding| (&finding.subject, finding.error.code).hash(&mut hasher));
-    for version in versions {
-        version.hash(&mut hasher);
-        if store.config.chosen.contains(&Selector::Version(version.clone())) {
-            match public_key(store, call, &version) {
-                Ok(_) => true.hash(&mut hasher),
-                Err(error) if is_about_one_key(&error) => error.code.hash(&mut hasher),
-                Err(error) => return Err(error),
-            }
+pub(crate) fn looks(store: &Kms, call: &Call<'_>, was_whole: bool) -> Result<u64, Error> {
+    let mut chosen = chosen(store, call, was_whole)?;
+    let mut hasher = chosen.hasher();
+    let mut reached = 0;
+    for version in std::mem::take(&mut chosen.versions) {
+        let public = store.names(&version).then(|| public_key(store, call, &version));
+        match public.inspect(|public| note_state(store, &version, public, &mut hasher)) {
+            Some(Err(error)) => chosen.lacks(version, error)?,
+            Some(Ok(_)) | None => reached += 1,
         }
     }
+    chosen.findings_beside(reached)?;
     Ok(hasher.finish())
 }
 
-fn chosen(store: &Kms, call: &Call<'_>) -> Result<Chosen, Error> {
-    let mut chosen = Chosen::default();
+/// Of a version that is named, whether it can be used is part of how it looks.
+fn note_state(store: &Kms, version: &Version, public: &Result<PublicKey, Error>, hasher: &mut DefaultHasher) {
+    if store.names(version) {
+        public.as_ref().err().map(|error| error.code).hash(hasher);
+    }
+}
+
+impl Kms {
+    /// Whether the configuration names a version.
+    fn names(&self, version: &Version) -> bool {
+        self.config.chosen.contains(&Selector::Version(version.clone()))
+    }
+}
+
+fn chosen(store: &Kms, call: &Call<'_>, was_whole: bool) -> Result<Chosen, Error> {
+    let mut chosen = Chosen { was_whole, ..Chosen::default() };
     for selector in &store.config.chosen {
         let added = match selector {
             Selector::Version(version) => {
@@ -88,10 +118,7 @@ fn chosen(store: &Kms, call: &Call<'_>) -> Result<Chosen, Error> {
             Selector::Key(key) => chosen.add_named(store, call, key),
             Selector::Ring(ring) => chosen.add_ring(store, call, ring),
         };
-        match added {
-            Err(error) if is_about_one_key(&error) => chosen.findings.push(finding(selector, error)),
-            added => added?,
-        }
+        added.or_else(|error| chosen.lacks(selector, error))?;
     }
     let mut seen = BTreeSet::new();
     chosen.versions.retain(|version| seen.insert(version.to_string()));
@@ -99,6 +126,32 @@ fn chosen(store: &Kms, call: &Call<'_>) -> Result<Chosen, Error> {
 }
 
 impl Chosen {
+    /// Notes why something isn't served. Where it could not even be asked, nothing is known of it: then that is only for a
+    /// store that has never asked for all.
+    fn lacks(&mut self, subject: impl ToString, error: Error) -> Result<(), Error> {
+        match () {
+            () if is_about_one_key(&error) => self.findings.push(finding(subject, error)),
+            () if self.was_whole || is_about_all(&error) => return Err(error),
+            () => self.failures.push(finding(subject, error)),
+        }
+        Ok(())
+    }
+
+    /// All that is to be said, beside so many that could be asked. Where there are none, that is a failure.
+    fn findings_beside(self, reached: usize) -> Result<Vec<Finding>, Error> {
+        match self.failures.first() {
+            Some(first) if reached == 0 => Err(first.error.clone()),
+            _ => Ok([self.findings, self.failures].concat()),
+        }
+    }
+
+    fn hasher(&self) -> DefaultHasher {
+        let mut hasher = DefaultHasher::new();
+        self.findings.iter().for_each(|finding| (&finding.subject, finding.error.code).hash(&mut hasher));
+        self.versions.hash(&mut hasher);
+        hasher
+    }
+
     fn add_ring(&mut self, store: &Kms, call: &Call<'_>, ring: &Ring) -> Result<(), Error> {
         let doing = format!("listing the keys of `{}`", ring.label());
         let keys = pages(store, call, &doing, &format!("{ring}/cryptoKeys"), "", |page: Keys| {
@@ -111,10 +164,8 @@ impl Chosen {
             if !key.key.starts_with(prefix) || !labelled {
                 continue;
             }
-            match self.add_found(store, call, &key, &described.purpose) {
-                Err(error) if is_about_one_key(&error) => self.findings.push(finding(key, error)),
-                added => added?,
-            }
+            let added = self.add_found(store, call, &key, &described.purpose);
+            added.or_else(|error| self.lacks(key, error))?;
         }
         Ok(())
     }
@@ -252,10 +303,18 @@ fn finding(subject: impl ToString, error: Error) -> Finding {
     Finding { severity: Severity::Error, subject: subject.to_string(), error, hint: hint.to_owned() }
 }
 
-/// Whether an error is the service's, and says nothing about other keys. 401 is about who asks.
+/// Whether an error is the service's word on what was asked for, and says nothing about other keys. A refusal (401, 403)
+/// may be about who asks and from where, and passes: a role, an API, a perimeter.
 fn is_about_one_key(error: &Error) -> bool {
-    error.vendor.as_ref().is_some_and(|vendor| vendor.number != 401)
+    error.vendor.as_ref().is_some_and(|vendor| matches!(vendor.number, 400 | 404))
         && matches!(error.code, Code::NotFound | Code::Denied | Code::InvalidInput)
+}
+
+/// Whether an error says that nothing else can be asked, either: time, a quota, a token, a grant.
+fn is_about_all(error: &Error) -> bool {
+    let of_who_asks = error.vendor.as_ref().is_none_or(|vendor| vendor.number == 401);
+    matches!(error.code, Code::Throttled | Code::Deadline | Code::Credentials)
+        || (of_who_asks && error.code != Code::Unavailable)
 }
 
 fn strange(doing: &str) -> Error {

@@ -59,11 +59,11 @@ pub(crate) fn of_the_api(doing: &str, response: &Response) -> Error {
 pub(crate) fn of_the_token_endpoint(doing: &str, response: &Response) -> Error {
     let OAuth { error: name, error_description } = serde_json::from_slice(&response.body).unwrap_or_default();
     let code = match (response.status, name.as_str()) {
-        (400, "invalid_scope" | "invalid_target" | "unsupported_grant_type") => Code::InvalidInput,
-        (400 | 401, _) => Code::Credentials,
-        (403, _) => Code::Denied,
         (429, _) => Code::Throttled,
-        (400..500, _) if response.status != 408 => Code::Credentials,
+        (400 | 401, "invalid_client" | "invalid_grant" | "unauthorized_client") => Code::Credentials,
+        (400, "invalid_scope" | "invalid_target" | "unsupported_grant_type") => Code::InvalidInput,
+        (408, _) | (_, "") => Code::Unavailable, // not a word of the endpoint's: something on the way
+        (400..500, _) => Code::Denied,
         _ => Code::Unavailable,
     };
     error(code, doing, &[&name, &error_description], response)
@@ -72,7 +72,10 @@ pub(crate) fn of_the_token_endpoint(doing: &str, response: &Response) -> Error {
 fn class(status: u16, refusal: &Refusal) -> Code {
     match (status, refusal.status.as_str()) {
         (429, _) | (_, "RESOURCE_EXHAUSTED") => Code::Throttled,
-        (401, _) => Code::Credentials,
+        // Whatever is wrong, an account that was disabled or a key that is too new, is mended there, and locks nothing.
+        (401, _) => Code::Denied,
+        // Not a word of the service's: something on the way answers.
+        (400..500, "") => Code::Unavailable,
         (403, _) => Code::Denied,
         (404, _) => Code::NotFound,
         // A version that is disabled, destroyed or still being made: another that has the key may serve it.
@@ -91,7 +94,7 @@ fn error(mut code: Code, doing: &str, said: &[&str], response: &Response) -> Err
         said if said.is_empty() => format!("{doing}: the service says nothing more"),
         said => format!("{doing}: the service says {said}"),
     };
-    if code == Code::Credentials
+    if (code == Code::Credentials || response.status == 401)
         && let Some(skew) = response.clock_skew()
     {
         message = format!("{message}; {skew}");
@@ -133,7 +136,7 @@ mod tests {
             (400, "INVALID_ARGUMENT", "bad", Code::InvalidInput),
             (400, "INVALID_ARGUMENT", "The checksum in field digest_crc32c did not match", Code::Unavailable),
             (400, "FAILED_PRECONDITION", "is not enabled, current state is: DISABLED.", Code::Denied),
-            (401, "UNAUTHENTICATED", "invalid authentication credentials", Code::Credentials),
+            (401, "UNAUTHENTICATED", "invalid authentication credentials", Code::Denied),
             (403, "PERMISSION_DENIED", "Permission denied", Code::Denied),
             (403, "RESOURCE_EXHAUSTED", "Quota", Code::Throttled),
             (404, "NOT_FOUND", "not found", Code::NotFound),
@@ -152,6 +155,26 @@ mod tests {
             );
         }
         assert_eq!(of_the_api("signing", &answer(302, &json!({}))).code, Code::Unavailable);
+    }
+
+    #[test]
+    fn what_something_on_the_way_answers_is_not_taken_for_a_word_of_the_service() {
+        for body in ["<!DOCTYPE html><h1>Forbidden</h1>", "", "[]", r#"{"error": "no"}"#] {
+            for status in [400, 403, 404, 405, 407, 421] {
+                let response = Response { status, headers: Vec::new(), body: body.into() };
+                assert_eq!(of_the_api("listing", &response).code, Code::Unavailable, "{status} {body}");
+            }
+        }
+        for body in ["<!DOCTYPE html><h1>Forbidden</h1>", "", "[]", r#"{"message": "no"}"#] {
+            for status in [400, 401, 403, 404, 405, 407] {
+                let response = Response { status, headers: Vec::new(), body: body.into() };
+                assert_eq!(
+                    of_the_token_endpoint("asking", &response).code,
+                    Code::Unavailable,
+                    "{status} {body}"
+                );
+            }
+        }
     }
 
     #[test]
@@ -198,7 +221,10 @@ mod tests {
         assert_eq!(code(401, "invalid_client"), Code::Credentials);
         assert_eq!(code(400, "invalid_target"), Code::InvalidInput);
         assert_eq!(code(403, "access_denied"), Code::Denied);
-        assert_eq!(code(404, "not_found"), Code::Credentials);
+        assert_eq!(code(400, "unauthorized_client"), Code::Credentials);
+        assert_eq!(code(400, "invalid_request"), Code::Denied);
+        assert_eq!(code(404, "not_found"), Code::Denied);
+        assert_eq!(code(403, "invalid_grant"), Code::Denied, "whoever answers that is no token endpoint");
         assert_eq!(code(429, "slow_down"), Code::Throttled);
         assert_eq!(code(503, "temporarily_unavailable"), Code::Unavailable);
     }

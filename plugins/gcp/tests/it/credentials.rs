@@ -1,6 +1,11 @@
 //! Who asks, and what becomes of tokens.
 
-use std::{collections::BTreeSet, thread, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Duration,
+};
 
 use keystead_fakes::{Answer, Disturbance, gcp::RING};
 use keystead_plugin_api::{
@@ -11,7 +16,7 @@ use keystead_plugin_api::{
 use keystead_plugin_host::{Grant, testing};
 use serde_json::{Value, json};
 
-use crate::world::{Build, World, labels, sign, with_file};
+use crate::world::{Build, World, after_a_pause, labels, sign, with_file};
 
 const PERSON: [&str; 3] = ["client_id", "client_secret", "refresh_token"];
 const HOUR: Duration = Duration::from_secs(3600);
@@ -105,7 +110,7 @@ fn an_account_without_its_email_is_told_where_it_belongs() {
 }
 
 #[test]
-fn a_key_of_an_account_that_was_deleted_is_refused_and_not_tried_for_ever() {
+fn a_key_of_an_account_that_is_refused_is_tried_again_after_a_pause_and_serves_once_it_is_taken() {
     let world = World::with_a_key();
     let subject = world.store(Build::Component, json!({}));
     let session = subject.open().unwrap();
@@ -113,16 +118,23 @@ fn a_key_of_an_account_that_was_deleted_is_refused_and_not_tried_for_ever() {
     world.replace_account_key();
     let before = world.server().asked().len();
     let error = sign(&session, &listing).unwrap_err();
-    assert_eq!(error.code, Code::Credentials);
+    assert_eq!(
+        error.code,
+        Code::Denied,
+        "it locks nothing: the account may be enabled again, a new key needs a minute"
+    );
     assert!(
         error.message.contains("UNAUTHENTICATED: Request had invalid authentication credentials"),
         "{error}"
     );
     assert_eq!(world.server().asked().len() - before, 2, "another token was tried, once");
+    assert_eq!(sign(&session, &listing).unwrap_err(), error);
+    assert_eq!(world.server().asked().len() - before, 3, "and no third one at once");
     for name in ["private_key", "private_key_id"] {
         session.host().set_secret(name, world.service_account()[name].as_str().unwrap().as_bytes());
     }
-    sign(&session, &listing).unwrap();
+    after_a_pause(|| sign(&session, &listing));
+    works(&world, &session);
 }
 
 #[test]
@@ -134,6 +146,18 @@ fn what_signs_no_token_is_said_and_not_shown() {
     assert_eq!(error.code, Code::InvalidInput);
     assert!(error.message.contains("the secret `private_key` is not a private key"), "{error}");
     assert_eq!(session.host().leaks(), [""; 0]);
+}
+
+#[test]
+fn a_configuration_that_is_wrong_is_no_fault_of_the_input_that_another_store_may_sign() {
+    let world = World::with_a_key();
+    let session = world.open(json!({}));
+    let listing = session.listing().unwrap();
+    world.replace_account_key();
+    session.host().set_secret("private_key", b"-----BEGIN no key at all");
+    let error = sign(&session, &listing).unwrap_err();
+    assert!(error.message.contains("the secret `private_key` is not a private key"), "{error}");
+    assert_eq!(error.code, Code::Denied);
 }
 
 #[test]
@@ -232,6 +256,7 @@ fn a_workloads_token_is_read_again_whenever_one_is_needed() {
     assert_eq!(stale.code, Code::Denied, "the next may be good: it is tried again");
     assert!(stale.message.contains("invalid_grant: ID Token issued is stale"), "{stale}");
     session.host().set_secret("subject_token", world.subject_token(HOUR).as_bytes());
+    after_a_pause(|| session.listing());
     works(&world, &session);
     let forged = world.subject_token(HOUR).replace(".ey", ".eY");
     let forged = refused(&workload(&world, &forged, json!({})));
@@ -377,8 +402,6 @@ fn a_token_that_the_service_repeats_goes_no_further() {
 #[test]
 fn a_token_endpoint_that_fails_fails_no_longer_than_it_does() {
     let world = World::with_a_key();
-    let session = person(&world).open().unwrap();
-    let listing = session.listing().unwrap();
     let trouble = [
         (
             Disturbance::answer("POST /token", Answer::text(503, "").header("retry-after", "1")),
@@ -400,17 +423,63 @@ fn a_token_endpoint_that_fails_fails_no_longer_than_it_does() {
             Code::Unavailable,
         ),
         (Disturbance::cut_off("POST /token", 10), Code::Unavailable),
+        (
+            Disturbance::answer("POST /token", Answer::text(403, "<!DOCTYPE html><h1>Blocked</h1>")),
+            Code::Unavailable,
+        ),
     ];
-    for (disturbance, code) in trouble {
+    let sessions = trouble.map(|(disturbance, code)| {
+        let session = person(&world).open().unwrap();
+        let listing = session.listing().unwrap();
         world.revoke_tokens();
         world.server().disturb(disturbance.clone());
         let error = sign(&session, &listing).unwrap_err();
         assert_eq!(error.code, code, "{disturbance:?}: {error}");
         assert!(error.message.contains("refreshing the access token"), "{error}");
         world.server().calm();
-        sign(&session, &listing).unwrap();
+        (session, listing)
+    });
+    for (session, listing) in &sessions {
+        after_a_pause(|| sign(session, listing));
+        assert_eq!(session.host().leaks(), [""; 0]);
     }
-    assert_eq!(session.host().leaks(), [""; 0]);
+}
+
+#[test]
+fn a_token_that_can_not_be_had_is_not_asked_for_again_by_each_request() {
+    let world = World::with_a_key();
+    let session = person(&world).open().unwrap();
+    let listing = session.listing().unwrap();
+    world.revoke_tokens();
+    let later = Answer::json(429, &json!({"error": "slow_down"})).header("retry-after", "3");
+    world.server().disturb(Disturbance::answer("POST /token", later));
+    let before = issuer_of(&world);
+    let error = sign(&session, &listing).unwrap_err();
+    assert_eq!((error.code, error.retry_after), (Code::Throttled, Some(Duration::from_secs(3))));
+    for _ in 0..3 {
+        assert_eq!(sign(&session, &listing).unwrap_err(), error, "the same is said");
+    }
+    assert_eq!(issuer_of(&world) - before, 1);
+    world.server().calm();
+    after_a_pause(|| sign(&session, &listing));
+}
+
+#[test]
+fn a_token_that_ends_while_listing_and_has_no_other_is_not_laid_to_a_key() {
+    let world = World::with_a_key();
+    world.set_token_life(Duration::from_secs(5)); // shorter than a request may take: each wants another
+    let session = person(&world).open().unwrap();
+    session.listing().unwrap();
+    let refused = AtomicUsize::new(0);
+    world.server().disturb(Disturbance::change("POST /token", move |answer| {
+        match refused.fetch_add(1, Ordering::Relaxed) {
+            0 => answer,
+            _ => Answer::json(404, &json!({"error": "not_found"})),
+        }
+    }));
+    let error = session.listing().unwrap_err();
+    assert_eq!(error.code, Code::Denied);
+    assert!(error.message.contains("the service says not_found"), "{error}");
 }
 
 #[test]

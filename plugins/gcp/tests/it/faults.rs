@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use keystead_fakes::{Answer, Disturbance};
+use keystead_fakes::{Answer, Disturbance, gcp::RING};
 use keystead_plugin_api::{
     Algorithm, Code, Error, Listing,
     algorithm::Operation,
@@ -162,7 +162,7 @@ fn each_refusal_has_its_class_and_says_what_the_service_says() {
     let cases = [
         (403, "PERMISSION_DENIED", Code::Denied),
         (404, "NOT_FOUND", Code::NotFound),
-        (400, "INVALID_ARGUMENT", Code::InvalidInput),
+        (400, "INVALID_ARGUMENT", Code::Denied), // another store may take it
         (409, "ABORTED", Code::Unavailable),
         (429, "RESOURCE_EXHAUSTED", Code::Throttled),
         (500, "INTERNAL", Code::Unavailable),
@@ -221,14 +221,13 @@ fn a_quota_that_is_used_up_while_listing_fails_the_listing_and_not_a_key() {
 #[test]
 fn a_quota_that_is_used_up_keeps_from_looking_and_is_no_outage() {
     let world = World::with_a_key();
-    let (session, stranger) = (world.open(json!({})), world.open(json!({})));
+    let session = world.open(json!({}));
     let (listing, generation) = (session.listing().unwrap(), session.health().unwrap());
     let body = json!({"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "Quota exceeded"}});
     world.server().disturb(Disturbance::answer("GET ", Answer::json(429, &body)));
     world.make_key("api", "EC_SIGN_P256_SHA256");
     assert_eq!(session.health().unwrap(), generation, "nothing is known to have changed");
     sign(&session, &listing).unwrap();
-    assert_eq!(stranger.health().unwrap_err().code, Code::Throttled, "which has seen nothing yet");
     world.server().calm();
     let after = session.health().unwrap();
     assert_ne!(after, generation);
@@ -275,7 +274,8 @@ fn a_service_that_hangs_costs_a_call_its_time_and_no_more() {
 #[test]
 fn a_permission_that_lacks_is_said_with_the_role_that_has_it() {
     let world = World::with_a_key();
-    let session = world.open(json!({}));
+    world.make_key("api", "EC_SIGN_P256_SHA256");
+    let session = world.open(json!({"uris": [version("www", 1)]}));
     let listing = session.listing().unwrap();
     world.forbid("cloudkms.cryptoKeyVersions.useToSign");
     let denied = sign(&session, &listing).unwrap_err();
@@ -283,14 +283,98 @@ fn a_permission_that_lacks_is_said_with_the_role_that_has_it() {
     assert!(denied.message.contains("Permission 'cloudkms.cryptoKeyVersions.useToSign' denied"), "{denied}");
     world.allow_all();
     world.forbid("cloudkms.cryptoKeys.list");
-    let empty = session.listing().unwrap();
-    assert_eq!((empty.keys.len(), empty.findings.len()), (0, 1));
-    assert!(
-        findings(&empty)[0].contains("Permission 'cloudkms.cryptoKeys.list' denied"),
-        "{:?}",
-        findings(&empty)
-    );
-    assert!(empty.findings[0].hint.contains("roles/cloudkms.viewer"), "{:?}", empty.findings);
-    let named = world.open(json!({"uris": [version("www", 1)]}));
-    assert_eq!(labels(&named.listing().unwrap()).len(), 1, "a version needs no list");
+    let both = world.open(json!({"uris": [RING, version("www", 1)]}));
+    let first = both.listing().unwrap();
+    assert_eq!(labels(&first), ["tls/www version 1 (HSM)"], "a version needs no list");
+    let [said] = findings(&first).try_into().unwrap();
+    assert!(said.contains("Permission 'cloudkms.cryptoKeys.list' denied"), "{said}");
+    assert!(first.findings[0].hint.contains("roles/cloudkms.viewer"), "{:?}", first.findings);
+    let nothing = world.open(json!({})).listing().unwrap_err();
+    assert_eq!(nothing.code, Code::Denied, "{nothing}");
+    world.allow_all();
+    both.health().unwrap();
+    assert_eq!(both.listing().unwrap().keys.len(), 2);
+}
+
+#[test]
+fn whatever_goes_wrong_with_a_look_keeps_what_was_listed() {
+    let world = World::with_a_key();
+    world.make_key("api", "EC_SIGN_P256_SHA256");
+    let session = world.open(json!({"uris": [RING, version("www", 1)]}));
+    let (listing, generation) = (session.listing().unwrap(), session.health().unwrap());
+    let json = |status: u16, name: &str| {
+        let body = json!({"error": {"code": status, "status": name, "message": "no"}});
+        Answer::json(status, &body)
+    };
+    let html = "<!DOCTYPE html><title>Blocked</title>";
+    let answers = [
+        json(403, "PERMISSION_DENIED"),
+        json(503, "UNAVAILABLE"),
+        Answer::text(403, html),
+        Answer::text(404, html),
+        Answer::text(400, html),
+    ];
+    for what in ["/cryptoKeys?", "/api/cryptoKeyVersions?", "/www/cryptoKeyVersions/1/publicKey"] {
+        for answer in &answers {
+            world.server().disturb(Disturbance::answer(what, answer.clone()));
+            let errors =
+                [session.health().map(|_| ()), session.listing().map(|_| ())].map(Result::unwrap_err);
+            assert_eq!(errors[0], errors[1], "{what}");
+            let denied = answer.status == 403 && answer.body.starts_with(b"{");
+            let code = if denied { Code::Denied } else { Code::Unavailable };
+            assert_eq!(errors[0].code, code, "{what}: {}", errors[0]);
+            sign(&session, &listing).unwrap();
+            world.server().calm();
+        }
+    }
+    assert_eq!(session.health().unwrap(), generation);
+    assert_eq!(labels(&session.listing().unwrap()), labels(&listing));
+}
+
+#[test]
+fn what_can_not_be_asked_at_first_hides_no_other_key_and_is_served_once_it_can() {
+    let world = World::with_a_key();
+    world.make_key("api", "EC_SIGN_P256_SHA256");
+    for (what, answer) in [
+        ("/api/cryptoKeyVersions?", Answer::text(503, "")),
+        ("/api/cryptoKeyVersions?", Answer::text(404, "<!DOCTYPE html>")),
+        ("/api/cryptoKeyVersions/1/publicKey", Answer::text(503, "")),
+        ("/api/cryptoKeyVersions/1/publicKey", Answer::text(200, "{}")),
+    ] {
+        let session = world.open(json!({}));
+        world.server().disturb(Disturbance::answer(what, answer));
+        let mut generation = session.health().unwrap();
+        for _ in 0..2 {
+            let listing = session.listing().unwrap();
+            assert_eq!(labels(&listing), ["tls/www version 1 (HSM)"], "{what}");
+            let [said] = findings(&listing).try_into().unwrap();
+            assert!(said.starts_with("error api"), "{said}");
+            let next = session.health().unwrap();
+            assert_ne!(next, generation, "the server lists again");
+            generation = next;
+        }
+        world.server().calm();
+        assert_eq!(session.listing().unwrap().keys.len(), 2);
+        assert_eq!(session.health().unwrap(), generation, "and then no more");
+        world.server().disturb(Disturbance::answer("GET ", Answer::text(503, "")));
+        assert_eq!(session.listing().unwrap_err().code, Code::Unavailable);
+        world.server().calm();
+    }
+    world.server().disturb(Disturbance::answer("/publicKey", Answer::text(503, "")));
+    let nothing = world.open(json!({})).listing().unwrap_err();
+    assert_eq!(nothing.code, Code::Unavailable, "{nothing}");
+}
+
+#[test]
+fn a_start_reads_each_ring_and_key_once() {
+    let world = World::with_a_key();
+    world.make_key("api", "EC_SIGN_P256_SHA256");
+    let session = world.open(json!({}));
+    let before = session.health().unwrap();
+    assert_eq!(world.server().asked().len(), 0);
+    session.listing().unwrap();
+    assert_eq!(world.server().asked().len(), 5, "the ring, and of both keys the versions and a public key");
+    assert_eq!(session.health().unwrap(), before, "so that nothing is listed a second time");
+    world.make_key("new", "EC_SIGN_P256_SHA256");
+    assert_ne!(session.health().unwrap(), before);
 }

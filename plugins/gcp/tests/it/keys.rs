@@ -34,8 +34,8 @@ fn a_rotation_is_noticed_and_a_certificate_outlives_it_where_all_enabled_version
     let world = World::with_a_key();
     let newest = world.open(json!({"uris": [format!("{RING}/cryptoKeys/www")]}));
     let enabled = world.open(json!({"versions": "enabled"}));
-    let (before, generations) =
-        (enabled.listing().unwrap(), [&newest, &enabled].map(|store| store.health().unwrap()));
+    let [_, before] = [&newest, &enabled].map(|store| store.listing().unwrap());
+    let generations = [&newest, &enabled].map(|store| store.health().unwrap());
     world.make_key("www", "EC_SIGN_P256_SHA256");
     for (store, generation) in [&newest, &enabled].into_iter().zip(generations) {
         assert_ne!(store.health().unwrap(), generation, "the server lists again");

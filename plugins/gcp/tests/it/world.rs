@@ -1,6 +1,10 @@
 //! A cloud, and stores that lead to it.
 
-use std::ops::Deref;
+use std::{
+    ops::Deref,
+    thread,
+    time::{Duration, Instant},
+};
 
 use keystead_fakes::gcp::{Gcp, RING};
 use keystead_plugin_api::{
@@ -138,4 +142,16 @@ pub(crate) fn sign_by(session: &Session, key: &Key, algorithm: Algorithm, input:
     let signature = session.sign(key, algorithm, input)?;
     conformance::verify(&key.spki, algorithm, input, &signature).unwrap();
     Ok(())
+}
+
+/// What something comes to once the pause after a failure is over, which is five seconds long.
+pub(crate) fn after_a_pause<T>(attempt: impl Fn() -> Result<T, Error>) -> T {
+    let until = Instant::now() + Duration::from_secs(30);
+    loop {
+        match attempt() {
+            Ok(done) => return done,
+            Err(error) => assert!(Instant::now() < until, "{error}"),
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
 }
