@@ -137,13 +137,13 @@ impl Backend for Kms {
         Ok(Self { config: host.config::<Written>()?.check()?, host })
     }
 
-    /// What can't be asked doesn't hide the other keys, as long as they were never all there; later on, the host keeps
-    /// the former listing.
+    /// What can't be asked doesn't hide the other keys at first; later on, where more than before can't be asked, the host
+    /// keeps the former listing.
     fn keys(&self, call: &Call<'_>) -> Result<Listing, Error> {
         self.refresh(call)?;
         let before = self.memory(call).listed().unwrap_or_default();
-        let Look { listing, whole, looks } = listing::list(self, call, before.whole)?;
-        self.memory(call).note_listed(before.again(whole, looks))?;
+        let Look { listing, lacks, looks } = listing::list(self, call, before.lacks)?;
+        self.memory(call).note_listed(before.again(lacks, looks))?;
         Ok(listing)
     }
 
@@ -191,7 +191,7 @@ impl Backend for Kms {
             return Ok(Health { generation: Listed::default().last });
         };
         self.memory(call).note_listed(listed)?; // it must not end in a long outage
-        let listed = match listing::looks(self, call, listed.whole) {
+        let listed = match listing::looks(self, call, listed.lacks) {
             // A quota that is used up keeps from looking, and is no outage: the store signs, and to ask more often, as of
             // one that is down, would use it up for good. What was last seen counts on.
             Err(error) if error.code == Code::Throttled => listed,

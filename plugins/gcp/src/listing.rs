@@ -31,8 +31,8 @@ const NONE_ENABLED: &str = "no version of it that signs for TLS is enabled";
 /// What a look at everything finds.
 pub(crate) struct Look {
     pub(crate) listing: Listing,
-    /// Whether all could be asked.
-    pub(crate) whole: bool,
+    /// How much couldn't be asked.
+    pub(crate) lacks: usize,
     /// What [`looks`] answers of it.
     pub(crate) looks: u64,
 }
@@ -40,8 +40,8 @@ pub(crate) struct Look {
 /// The versions that the configuration chooses, and what came of the rest.
 #[derive(Default)]
 struct Chosen {
-    /// Whether all could be asked before: now, too, it is all or nothing.
-    was_whole: bool,
+    /// How much couldn't be asked before: now, it may be no more.
+    may_lack: usize,
     versions: Vec<Version>,
     findings: Vec<Finding>,
     /// What couldn't be asked.
@@ -56,8 +56,8 @@ struct Served {
 }
 
 /// Every key, with what could not be opened and why.
-pub(crate) fn list(store: &Kms, call: &Call<'_>, was_whole: bool) -> Result<Look, Error> {
-    let mut chosen = chosen(store, call, was_whole)?;
+pub(crate) fn list(store: &Kms, call: &Call<'_>, may_lack: usize) -> Result<Look, Error> {
+    let mut chosen = chosen(store, call, may_lack)?;
     let mut hasher = chosen.hasher();
     let mut served = Vec::new();
     for version in std::mem::take(&mut chosen.versions) {
@@ -69,17 +69,17 @@ pub(crate) fn list(store: &Kms, call: &Call<'_>, was_whole: bool) -> Result<Look
             Err(error) => chosen.lacks(version, error)?,
         }
     }
-    let whole = chosen.failures.is_empty();
+    let lacks = chosen.failures.len();
     let mut findings = chosen.findings_beside(served.len())?;
     findings.extend(served.iter().filter_map(|one| lack(one, &served)));
     let listing = Listing { keys: served.into_iter().map(|one| one.key).collect(), findings };
-    Ok(Look { listing, whole, looks: hasher.finish() })
+    Ok(Look { listing, lacks, looks: hasher.finish() })
 }
 
 /// A number that changes with what [`list`] would answer. The public half of a version never does: only where nothing
 /// else says whether a version can be used, it is asked for.
-pub(crate) fn looks(store: &Kms, call: &Call<'_>, was_whole: bool) -> Result<u64, Error> {
-    let mut chosen = chosen(store, call, was_whole)?;
+pub(crate) fn looks(store: &Kms, call: &Call<'_>, may_lack: usize) -> Result<u64, Error> {
+    let mut chosen = chosen(store, call, may_lack)?;
     let mut hasher = chosen.hasher();
     let mut reached = 0;
     for version in std::mem::take(&mut chosen.versions) {
@@ -107,8 +107,8 @@ impl Kms {
     }
 }
 
-fn chosen(store: &Kms, call: &Call<'_>, was_whole: bool) -> Result<Chosen, Error> {
-    let mut chosen = Chosen { was_whole, ..Chosen::default() };
+fn chosen(store: &Kms, call: &Call<'_>, may_lack: usize) -> Result<Chosen, Error> {
+    let mut chosen = Chosen { may_lack, ..Chosen::default() };
     for selector in &store.config.chosen {
         let added = match selector {
             Selector::Version(version) => {
@@ -126,12 +126,12 @@ fn chosen(store: &Kms, call: &Call<'_>, was_whole: bool) -> Result<Chosen, Error
 }
 
 impl Chosen {
-    /// Notes why something isn't served. Where it could not even be asked, nothing is known of it: then that is only for a
-    /// store that has never asked for all.
+    /// Notes why something isn't served. Where it could not even be asked, nothing is known of it, and it may still be
+    /// what it was: an error, unless it never was there.
     fn lacks(&mut self, subject: impl ToString, error: Error) -> Result<(), Error> {
         match () {
             () if is_about_one_key(&error) => self.findings.push(finding(subject, error)),
-            () if self.was_whole || is_about_all(&error) => return Err(error),
+            () if self.failures.len() >= self.may_lack || is_about_all(&error) => return Err(error),
             () => self.failures.push(finding(subject, error)),
         }
         Ok(())

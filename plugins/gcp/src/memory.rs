@@ -28,22 +28,28 @@ pub(crate) struct Memory<'a> {
 }
 
 /// What the last listing was, and what is answered of changes: a number that differs from the one before.
-#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Listed {
-    /// Whether all could be asked.
-    pub(crate) whole: bool,
+    /// How much couldn't be asked: before any listing, anything.
+    pub(crate) lacks: usize,
     /// What was answered last; before any listing, this is.
     pub(crate) last: u64,
     /// What makes the last answer of what was looked at in the last listing.
     base: u64,
 }
 
+impl Default for Listed {
+    fn default() -> Self {
+        Self { lacks: usize::MAX, last: 0, base: 0 }
+    }
+}
+
 impl Listed {
     /// The same after another listing. What comes next is answered as the last time, as long as it looks the same; what
     /// lacked something is another listing than the next.
-    pub(crate) fn again(self, whole: bool, looked: u64) -> Self {
+    pub(crate) fn again(self, lacks: usize, looked: u64) -> Self {
         let same = looked ^ self.last;
-        Self { whole, base: if whole { same } else { !same }, ..self }
+        Self { lacks, base: if lacks == 0 { same } else { !same }, ..self }
     }
 
     /// The same with an answer of what is looked at now.
@@ -139,17 +145,17 @@ mod tests {
 
     #[test]
     fn an_answer_changes_with_what_is_looked_at_and_after_a_listing_that_lacked_something() {
-        let first = Listed::default().again(true, 7);
+        let first = Listed::default().again(0, 7);
         assert_eq!(first.answered(7).last, 0, "as before any listing");
         let changed = first.answered(8);
         assert_ne!(changed.last, 0);
-        assert_eq!(changed.again(true, 8).answered(8).last, changed.last, "which is listed by then");
-        assert_eq!(changed.again(true, 9).answered(9).last, changed.last, "so is what came in between");
-        let lacking = Listed::default().again(false, 7);
+        assert_eq!(changed.again(0, 8).answered(8).last, changed.last, "which is listed by then");
+        assert_eq!(changed.again(0, 9).answered(9).last, changed.last, "so is what came in between");
+        let lacking = Listed::default().again(1, 7);
         let next = lacking.answered(7);
         assert_ne!(next.last, 0);
-        assert_ne!(next.again(false, 7).answered(7).last, next.last);
-        assert_eq!(next.again(true, 7).answered(7).last, next.last);
+        assert_ne!(next.again(1, 7).answered(7).last, next.last);
+        assert_eq!(next.again(0, 7).answered(7).last, next.last);
     }
 
     #[test]

@@ -366,6 +366,22 @@ fn what_can_not_be_asked_at_first_hides_no_other_key_and_is_served_once_it_can()
 }
 
 #[test]
+fn what_never_could_be_asked_is_no_reason_to_lose_what_could() {
+    let world = World::with_a_key();
+    world.make_key("api", "EC_SIGN_P256_SHA256");
+    world.make_key("web", "EC_SIGN_P256_SHA256");
+    let session = world.open(json!({}));
+    world.server().disturb(Disturbance::answer("/web/cryptoKeyVersions?", Answer::text(503, "")));
+    assert_eq!(session.listing().unwrap().keys.len(), 2);
+    session.health().unwrap();
+    let passing = Disturbance::answer("/api/cryptoKeyVersions?", Answer::text(503, "")).times(2);
+    world.server().disturb(passing);
+    assert_eq!(session.health().unwrap_err().code, Code::Unavailable);
+    assert_eq!(session.listing().unwrap_err().code, Code::Unavailable);
+    assert_eq!(session.listing().unwrap().keys.len(), 2);
+}
+
+#[test]
 fn a_start_reads_each_ring_and_key_once() {
     let world = World::with_a_key();
     world.make_key("api", "EC_SIGN_P256_SHA256");
