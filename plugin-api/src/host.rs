@@ -8,12 +8,10 @@ mod way;
 
 use std::time::Duration;
 
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-#[cfg(doc)]
-use crate::Code;
 use crate::{
-    Algorithm, Call, Error, Secret,
+    Algorithm, Call, Code, Error, Secret, Vendor,
     http::{Request, Response},
 };
 
@@ -103,6 +101,51 @@ impl Host {
         Ok(value)
     }
 
+    /// As [`cached`](Self::cached), where whoever is asked for the value may be overrun: once `get` has failed, all are
+    /// answered its error for `pause`, or until it says to come back where that is sooner, and nobody asks again. Not so
+    /// where a call had too little time: that is its own trouble.
+    ///
+    /// # Errors
+    ///
+    /// As [`cached`](Self::cached), or what `get` answered just now.
+    pub fn cached_or_failed(
+        &self,
+        call: &Call<'_>,
+        name: &str,
+        at_least: Duration,
+        pause: Duration,
+        get: impl FnOnce() -> Result<(Secret, Duration), Error>,
+    ) -> Result<Secret, Error> {
+        let failed = format!("{name} failed");
+        self.cached(call, name, at_least, || {
+            if let Some(error) = self.kept(call, &failed).and_then(|noted| Noted::read(&noted)) {
+                return Err(error);
+            }
+            get().inspect_err(|error| {
+                if error.code != Code::Deadline {
+                    let lives = error.retry_after.unwrap_or(pause).min(pause);
+                    let _ = self.keep(call, &failed, Noted::of(error), lives); // what isn't kept isn't missed
+                }
+            })
+        })
+    }
+
+    /// What [`keep`](Self::keep) has kept under a name, as long as it lives.
+    #[must_use]
+    pub fn kept(&self, call: &Call<'_>, name: &str) -> Option<Secret> {
+        let nothing = || Err(Error::new(Code::NotFound, "nothing is kept"));
+        self.cached(call, name, Duration::ZERO, nothing).ok()
+    }
+
+    /// Keeps a value for all that serve this store, in place of what was kept under the name; for a day at most.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::InvalidInput`] where the value or the name is too long, or the store keeps too many.
+    pub fn keep(&self, call: &Call<'_>, name: &str, value: Secret, lives: Duration) -> Result<(), Error> {
+        self.cached(call, name, DAY, || Ok((value, lives))).map(drop) // nothing lives longer: so it is always put anew
+    }
+
     /// Forgets a value that [`cached`](Self::cached) gave and that turned out to be no longer good.
     pub fn forget(&self, name: &str, value: &Secret) {
         self.way.forget(name, value);
@@ -125,6 +168,33 @@ impl Host {
     /// As [`secret`](Self::secret).
     pub fn hmac_with(&self, secret: &str, prefix: &[u8], message: &[u8]) -> Result<Vec<u8>, Error> {
         self.way.hmac_with(secret, prefix, message)
+    }
+}
+
+/// The longest that a value is kept.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// An error, as it is kept.
+#[derive(Serialize, Deserialize)]
+struct Noted {
+    code: u32,
+    message: String,
+    vendor: Option<(String, u64)>,
+    retry_after: Option<Duration>,
+}
+
+impl Noted {
+    fn of(error: &Error) -> Secret {
+        let Error { code, message, vendor, retry_after } = error.clone();
+        let vendor = vendor.map(|vendor| (vendor.name, vendor.number));
+        let noted = Self { code: code as u32, message, vendor, retry_after };
+        Secret::new(serde_json::to_vec(&noted).unwrap_or_default())
+    }
+
+    fn read(noted: &Secret) -> Option<Error> {
+        let Self { code, message, vendor, retry_after } = serde_json::from_slice(noted.expose()).ok()?;
+        let vendor = vendor.map(|(name, number)| Vendor::new(name, number));
+        Some(Error { vendor, retry_after, ..Error::new(Code::from_number(code), message) })
     }
 }
 
@@ -190,6 +260,16 @@ fn without_value(message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_that_was_kept_is_the_same() {
+        let plain = Error::new(Code::Denied, "no");
+        let whole = plain.clone().with_vendor("HTTP", 403).with_retry_after(Duration::from_millis(1500));
+        for error in [plain, whole] {
+            assert_eq!(Noted::read(&Noted::of(&error)), Some(error));
+        }
+        assert_eq!(Noted::read(&Secret::new(b"lately".to_vec())), None);
+    }
 
     #[test]
     fn a_message_about_the_configuration_never_quotes_a_value() {

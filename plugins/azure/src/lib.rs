@@ -166,13 +166,11 @@ impl Azure {
 
     /// Keeps what the last listing was: whole, or a mark of its own.
     fn note_listed(&self, call: &Call<'_>, what: &[u8]) -> Result<(), Error> {
-        let keep = || Ok((Secret::new(what.to_vec()), KEPT));
-        self.host.cached(call, LISTED, KEPT, keep).map(drop)
+        self.host.keep(call, LISTED, Secret::new(what.to_vec()), KEPT)
     }
 
     fn listed(&self, call: &Call<'_>) -> Option<Secret> {
-        let never = || Err(Error::new(Code::NotFound, "nothing is listed yet"));
-        self.host.cached(call, LISTED, Duration::ZERO, never).ok()
+        self.host.kept(call, LISTED)
     }
 
     fn was_whole(&self, call: &Call<'_>) -> bool {
@@ -180,16 +178,15 @@ impl Azure {
     }
 
     fn keep_generation(&self, call: &Call<'_>, generation: u64) -> Result<u64, Error> {
-        let keep = || Ok((Secret::new(generation.to_be_bytes().to_vec()), KEPT));
-        self.host.cached(call, GENERATION, KEPT, keep)?; // nothing lives longer, so it is always kept anew
+        self.host.keep(call, GENERATION, Secret::new(generation.to_be_bytes().to_vec()), KEPT)?;
         Ok(generation)
     }
 
     /// A vault that is busy signing throttles whoever looks, too. That is no outage: the store signs, and to look more
     /// often, as at one that is down, would make it worse. What was last seen counts on.
     fn last_generation(&self, call: &Call<'_>, throttled: Error) -> Result<u64, Error> {
-        let last = self.host.cached(call, GENERATION, Duration::ZERO, || Err(throttled.clone()))?;
-        last.expose().try_into().map(u64::from_be_bytes).map_err(|_| throttled)
+        let last = self.host.kept(call, GENERATION);
+        last.and_then(|last| last.expose().try_into().ok()).map(u64::from_be_bytes).ok_or(throttled)
     }
 
     /// The id of a key of this store's.

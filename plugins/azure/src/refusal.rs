@@ -1,12 +1,10 @@
 //! What an answer that isn't a success means: the class, one line for the operator, when to come back. No I/O.
 
-use std::time::Duration;
-
 use keystead_plugin_api::{
     Code, Error,
     http::{Response, one_line},
 };
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 /// What is shown of a message of a service's, in characters.
 const MESSAGE_MAX: usize = 400;
@@ -81,30 +79,6 @@ fn error(code: Code, doing: &str, who: &str, said: Option<&Said>, response: &Res
     }
 }
 
-/// An error as it is kept for those who come next.
-#[derive(Deserialize, Serialize)]
-struct Noted {
-    code: u32,
-    message: String,
-    vendor: Option<(String, u64)>,
-    retry_after: Option<Duration>,
-}
-
-pub(crate) fn written(error: &Error) -> Vec<u8> {
-    let Error { code, message, vendor, retry_after, .. } = error.clone();
-    let vendor = vendor.map(|vendor| (vendor.name, vendor.number));
-    serde_json::to_vec(&Noted { code: code as u32, message, vendor, retry_after }).unwrap_or_default()
-}
-
-pub(crate) fn read(noted: &[u8]) -> Error {
-    let Ok(Noted { code, message, vendor, retry_after }) = serde_json::from_slice(noted) else {
-        return Error::new(Code::Unavailable, "no token just now");
-    };
-    let error = Error::new(Code::from_number(code), message);
-    let error = vendor.into_iter().fold(error, |error, (name, number)| error.with_vendor(name, number));
-    retry_after.into_iter().fold(error, Error::with_retry_after)
-}
-
 /// What a service says of itself: the name of the error, and a sentence.
 struct Said {
     code: String,
@@ -166,7 +140,7 @@ fn said_by_authority(body: &[u8]) -> Option<Said> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
+    use std::time::{Duration, SystemTime};
 
     use serde_json::{Value, json};
 
@@ -297,16 +271,6 @@ mod tests {
             assert_eq!(at(seconds).code, Code::Denied);
             assert!(at(seconds).message.contains(how), "{}", at(seconds));
         }
-    }
-
-    #[test]
-    fn an_error_that_was_kept_is_the_same() {
-        let bare = Error::new(Code::Denied, "it says \"no\"");
-        let full = bare.clone().with_vendor("HTTP", 429).with_retry_after(Duration::from_millis(7500));
-        for error in [bare, full] {
-            assert_eq!(read(&written(&error)), error);
-        }
-        assert_eq!(read(b"?").code, Code::Unavailable);
     }
 
     #[test]

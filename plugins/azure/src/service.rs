@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use keystead_plugin_api::{
-    Call, Code, Error, Host, Secret,
+    Call, Error, Host, Secret,
     http::{Request, Response},
 };
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -141,13 +141,12 @@ impl Service<'_> {
     /// Whether a vault has just refused a fresh token. A new one for each request then helps nobody, and whoever makes
     /// them would throttle.
     fn refused_lately(&self, vault: &Vault) -> bool {
-        let nobody = || Err(Error::new(Code::NotFound, "not lately"));
-        self.host.cached(self.call, &refused_by(vault), Duration::ZERO, nobody).is_ok()
+        self.host.kept(self.call, &refused_by(vault)).is_some()
     }
 
     fn note_refusal(&self, vault: &Vault) {
-        let note = || Ok((Secret::new(b"lately".to_vec()), LATELY));
-        let _ = self.host.cached(self.call, &refused_by(vault), Duration::ZERO, note); // what isn't kept isn't missed
+        let lately = Secret::new(b"lately".to_vec());
+        let _ = self.host.keep(self.call, &refused_by(vault), lately, LATELY); // what isn't kept isn't missed
     }
 
     /// Sends a request with a token.
@@ -186,25 +185,8 @@ impl Service<'_> {
     }
 
     fn fresh(&self, challenge: &Challenge, at_least: Duration) -> Result<Secret, Error> {
-        let get = || self.another(challenge);
-        self.host.cached(self.call, &challenge.written(), at_least, get)
-    }
-
-    /// A new token. Where there was none just now, all who wait for one aren't there one after the other.
-    fn another(&self, challenge: &Challenge) -> Result<(Secret, Duration), Error> {
-        let name = format!("failed {}", challenge.written());
-        let never = || Err(Error::new(Code::NotFound, "it didn't fail lately"));
-        if let Ok(noted) = self.host.cached(self.call, &name, Duration::ZERO, never) {
-            return Err(refusal::read(noted.expose()));
-        }
-        self.config.credential.token(self.host, self.call, challenge).inspect_err(|error| {
-            // That a call has no time is its own trouble; and what isn't kept isn't missed.
-            if error.code != Code::Deadline {
-                let lives = error.retry_after.unwrap_or(LATELY).min(LATELY);
-                let note = || Ok((Secret::new(refusal::written(error)), lives));
-                let _ = self.host.cached(self.call, &name, Duration::ZERO, note);
-            }
-        })
+        let get = || self.config.credential.token(self.host, self.call, challenge);
+        self.host.cached_or_failed(self.call, &challenge.written(), at_least, LATELY, get)
     }
 
     fn old(&self, challenge: &Challenge, error: &Error) -> Result<Secret, Error> {

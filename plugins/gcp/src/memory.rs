@@ -8,8 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 /// The name of the access token among the values that the host keeps.
 const TOKEN: &str = "access-token";
 
-/// Those of why there was none lately, of a service that has just refused a fresh one, and of the last listing.
-const FAILED: &str = "token-failed";
+/// Those of a service that has just refused a fresh one, and of the last listing.
 const REFUSED: &str = "token-refused";
 const LISTED: &str = "listed";
 
@@ -58,34 +57,6 @@ impl Listed {
     }
 }
 
-/// Why there was no token.
-#[derive(Serialize, Deserialize)]
-struct Failed {
-    code: u32,
-    message: String,
-    vendor: Option<(String, u64)>,
-    retry_after: Option<Duration>,
-}
-
-impl From<&Error> for Failed {
-    fn from(error: &Error) -> Self {
-        let vendor = error.vendor.as_ref().map(|vendor| (vendor.name.clone(), vendor.number));
-        let Error { message, retry_after, .. } = error.clone();
-        Self { code: error.code as u32, message, vendor, retry_after }
-    }
-}
-
-impl From<Failed> for Error {
-    fn from(Failed { code, message, vendor, retry_after }: Failed) -> Self {
-        let mut error = Self::new(Code::from_number(code), message);
-        error.retry_after = retry_after;
-        match vendor {
-            Some((name, number)) => error.with_vendor(name, number),
-            None => error,
-        }
-    }
-}
-
 impl Memory<'_> {
     /// An access token that lives for so long, a new one where there is none. What keeps from having one is answered
     /// for a while without asking again; but not that one call had too little time.
@@ -94,13 +65,7 @@ impl Memory<'_> {
         at_least: Duration,
         get: impl FnOnce() -> Result<(Secret, Duration), Error>,
     ) -> Result<Secret, Error> {
-        self.host.cached(self.call, TOKEN, at_least, || match self.kept::<Failed>(FAILED) {
-            Some(failed) => Err(failed.into()),
-            None => get().inspect_err(|error| match error.code {
-                Code::Deadline => {}
-                _ => drop(self.keep(FAILED, &Failed::from(error), LATELY)), // what isn't kept isn't missed
-            }),
-        })
+        self.host.cached_or_failed(self.call, TOKEN, at_least, LATELY, get)
     }
 
     pub(crate) fn forget_token(self, token: &Secret) {
@@ -126,16 +91,13 @@ impl Memory<'_> {
     }
 
     fn kept<T: DeserializeOwned>(self, name: &str) -> Option<T> {
-        let nothing = || Err(Error::new(Code::NotFound, "nothing is kept"));
-        let kept = self.host.cached(self.call, name, Duration::ZERO, nothing).ok()?;
-        serde_json::from_slice(kept.expose()).ok()
+        serde_json::from_slice(self.host.kept(self.call, name)?.expose()).ok()
     }
 
     fn keep(self, name: &str, value: &impl Serialize, lives: Duration) -> Result<(), Error> {
         let value =
             serde_json::to_vec(value).map_err(|error| Error::new(Code::Internal, error.to_string()))?;
-        let keep = || Ok((Secret::new(value), lives));
-        self.host.cached(self.call, name, KEPT, keep).map(drop) // nothing lives longer, so it is always kept anew
+        self.host.keep(self.call, name, Secret::new(value), lives)
     }
 }
 
@@ -156,15 +118,5 @@ mod tests {
         assert_ne!(next.last, 0);
         assert_ne!(next.again(1, 7).answered(7).last, next.last);
         assert_eq!(next.again(0, 7).answered(7).last, next.last);
-    }
-
-    #[test]
-    fn why_there_was_no_token_is_kept_as_it_was() {
-        let bare = Error::new(Code::Denied, "no");
-        let full = Error::new(Code::Throttled, "later").with_vendor("HTTP", 429);
-        for error in [bare, full.with_retry_after(Duration::from_millis(1500))] {
-            let kept = serde_json::to_vec(&Failed::from(&error)).unwrap();
-            assert_eq!(Error::from(serde_json::from_slice::<Failed>(&kept).unwrap()), error);
-        }
     }
 }

@@ -491,8 +491,13 @@ fn without_a_grant_nothing_is_asked_and_the_line_that_would_allow_it_is_said() {
         Subject::behind(door).config(json!({"uris": [RING], "credential": {"type": "authorized_user"}}));
     let denied = refused(&with_file(subject, &world.authorized_user(), &PERSON));
     assert_eq!(denied.code, Code::Denied);
-    let line = "{url: \"https://oauth2.googleapis.com:443\", methods: [POST], secrets: [client_id, client_secret, refresh_token]}";
-    assert!(denied.message.contains(line), "{denied}");
+    let line = format!(
+        "{{url: \"https://oauth2.googleapis.com:443\", methods: [POST], secrets: [client_id, client_secret, refresh_token], \
+         ca: {}, proxy: \"{}\"}}",
+        world.ca().display(),
+        world.proxy()
+    );
+    assert!(denied.message.contains(&line), "as the service itself is reached: {denied}");
 }
 
 #[test]
