@@ -32,7 +32,7 @@ use std::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cryptoki::{error::Error as Failure, mechanism::Mechanism, object::ObjectHandle};
@@ -186,8 +186,10 @@ impl Backend for Pkcs11 {
         }
     }
 
-    fn close(&self, _grace: Duration) {
+    fn close(&self, grace: Duration) {
+        let until = Instant::now() + grace;
         self.tokens.iter().for_each(|token| token.close());
+        self.tokens.iter().for_each(|token| token.settle(until));
     }
 }
 

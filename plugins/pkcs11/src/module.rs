@@ -15,6 +15,7 @@ use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -43,6 +44,9 @@ const FOLDERS: [&str; 11] = [
     "/usr/local/lib",
 ];
 
+/// How often is looked whether a module has settled.
+const SETTLING: Duration = Duration::from_millis(5);
+
 /// One PKCS#11 library.
 pub(crate) struct Module {
     path: PathBuf,
@@ -59,6 +63,8 @@ pub(crate) struct Module {
 struct Recovery {
     tokens: Vec<Weak<Token>>,
     runs: bool,
+    /// Whether that thread may be in a call of the module.
+    looks: bool,
     pause: Duration,
     looked: Option<Instant>,
 }
@@ -183,6 +189,21 @@ impl Module {
         let work = recovery.tokens.iter().filter_map(Weak::upgrade).any(|token| is_lost(&token));
         recovery.runs = work;
         !work
+    }
+
+    /// Has that thread do what may call the module.
+    pub(crate) fn look(&self, look: impl FnOnce()) {
+        self.recovery().looks = true;
+        look();
+        self.recovery().looks = false;
+    }
+
+    /// Waits until that thread is in no call of the module, or the time is up. What ends the process would pull the
+    /// module from under it.
+    pub(crate) fn settle(&self, until: Instant) {
+        while self.recovery().looks && Instant::now() < until {
+            thread::sleep(SETTLING);
+        }
     }
 
     fn recovery(&self) -> MutexGuard<'_, Recovery> {

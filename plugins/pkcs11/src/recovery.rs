@@ -29,15 +29,15 @@ pub(crate) fn start(module: &'static Module) -> bool {
 fn run(module: &'static Module) {
     while !module.rests(Token::is_lost) {
         thread::sleep(jittered(module.pause(PAUSES.0, PAUSES.1)));
-        look(module);
+        module.look(|| look(module));
     }
 }
 
 /// Looks for each lost token.
 fn look(module: &'static Module) {
     let (suspect, lost): (Vec<_>, Vec<_>) = lost(module).into_iter().partition(|token| token.is_suspect());
-    if any(&lost, Token::come_back) {
-        return;
+    if suspect.is_empty() && lost.is_empty() || any(&lost, Token::come_back) {
+        return; // none wants to be found any more, or one has been
     }
     let Some(life) = module.life_number() else { return }; // it could not even be initialised
     let well = |token: &Arc<Token>| !token.is_lost() && token.is_well();

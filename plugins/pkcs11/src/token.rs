@@ -11,6 +11,7 @@ use std::{
         Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use cryptoki::{
@@ -499,6 +500,11 @@ impl Token {
     /// How many lanes may work at once, where some had to wait for that reason.
     pub(crate) fn bottleneck(&self) -> Option<u32> {
         self.pool.bottleneck()
+    }
+
+    /// Waits until nothing looks for it any more, after [`close`](Self::close), or the time is up.
+    pub(crate) fn settle(&self, until: Instant) {
+        self.module.settle(until);
     }
 
     /// Closes the sessions that nobody works with. There is no C_Logout: it would log every store out.
