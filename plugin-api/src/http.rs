@@ -3,9 +3,15 @@
 //! One face for every way a plugin is shipped, so that one source serves them all. The host resolves, connects, speaks TLS
 //! and keeps connections; it follows no redirect: that is an answer like any other.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 
 use crate::{Code, Error};
 
@@ -160,6 +166,19 @@ impl Response {
         })
     }
 
+    /// The body as JSON, where it is an object. [`json`](Self::json) would take a list for a structure with its members in
+    /// order, and an empty list for one whose members may all be missing.
+    ///
+    /// # Errors
+    ///
+    /// As [`json`](Self::json).
+    pub fn object<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        if self.body.trim_ascii_start().first() != Some(&b'{') {
+            self.json::<BTreeMap<String, IgnoredAny>>()?; // which it isn't
+        }
+        self.json()
+    }
+
     /// How long the service wants to be left alone, an hour at most (RFC 9110 section 10.2.3): so many seconds, or until a
     /// date, by its own clock.
     #[must_use]
@@ -234,6 +253,24 @@ mod tests {
         assert!(said(now + far).unwrap().contains(" s behind the service's"));
         assert!(said(now - far).unwrap().contains(" s ahead of the service's"));
         assert_eq!(response(&[("date", "yesterday")]).clock_skew(), None);
+    }
+
+    #[test]
+    fn a_list_is_no_object_whatever_it_could_stand_for() {
+        #[derive(Debug, Default, PartialEq, Deserialize)]
+        #[serde(default)]
+        struct Page {
+            items: Vec<u8>,
+        }
+        let object = |body: &str| {
+            let response = Response { status: 200, headers: Vec::new(), body: body.into() };
+            response.object::<Page>().map_err(|error| error.code)
+        };
+        assert_eq!(object(" \r\n{\"items\": [7]}").unwrap().items, [7]);
+        assert_eq!(object("{}"), Ok(Page::default()));
+        for other in ["[]", " [[7]]", "7", "null", "", "{", "{}]"] {
+            assert_eq!(object(other), Err(Code::Unavailable), "{other}");
+        }
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! A vault on the wire: requests with a token, which is got as the vault's challenge says, kept for all, refreshed
 //! early, and got anew once where it is refused.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use keystead_plugin_api::{
     Call, Error, Host, Secret,
     http::{Request, Response},
 };
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::DeserializeOwned;
 
 use crate::{
     challenge::Challenge,
@@ -115,7 +115,7 @@ impl Service<'_> {
             }
         }
         if response.status == 200 {
-            return taken(&response).map_err(|mut error| {
+            return response.object().map_err(|mut error| {
                 error.message = format!("{doing}: {}", error.message);
                 error.into()
             });
@@ -192,12 +192,6 @@ impl Service<'_> {
     fn old(&self, challenge: &Challenge, error: &Error) -> Result<Secret, Error> {
         self.host.cached(self.call, &challenge.written(), Duration::ZERO, || Err(error.clone()))
     }
-}
-
-/// Takes a successful answer apart. It is an object: serde would take a list for one with its members in order.
-fn taken<T: DeserializeOwned>(response: &Response) -> Result<T, Error> {
-    response.json::<BTreeMap<String, IgnoredAny>>()?;
-    response.json()
 }
 
 fn url(vault: &Vault, path: &str) -> String {

@@ -5,10 +5,7 @@ use std::collections::BTreeMap;
 use base64ct::{Base64, Encoding};
 use crc::{CRC_32_ISCSI, Crc};
 use keystead_plugin_api::{Code, Error, http::Response};
-use serde::{
-    Deserialize,
-    de::{DeserializeOwned, IgnoredAny},
-};
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use crate::{ability::Input, resource::Version};
@@ -146,11 +143,9 @@ pub(crate) struct DescribedVersion {
     pub(crate) algorithm: String,
 }
 
-/// Takes a successful answer apart. It is an object: serde would take an empty list for one without members, and that for
-/// an empty listing.
+/// Takes a successful answer apart.
 pub(crate) fn read<T: DeserializeOwned>(doing: &str, response: &Response) -> Result<T, Error> {
-    let object = response.json::<BTreeMap<String, IgnoredAny>>();
-    object.and_then(|_| response.json()).map_err(|error| about(doing, error))
+    response.object().map_err(|error| about(doing, error))
 }
 
 /// An error with what was being done.

@@ -9,7 +9,7 @@ use keystead_fakes::{Answer, Asked, Authority, Disturbance, Proxy, Server};
 use serde::Deserialize;
 
 use super::{
-    sdk::{pins, python},
+    sdk::{algorithm, pins, python},
     *,
 };
 
@@ -122,21 +122,6 @@ fn replay(asked: &Asked) -> Answer {
 
 fn kid(bundle: &Value) -> Option<&str> {
     bundle.pointer("/key/kid")?.as_str()
-}
-
-fn algorithm(name: &str) -> Option<Algorithm> {
-    Some(match name {
-        "RS256" => Algorithm::RsaPkcs1Sha256,
-        "RS384" => Algorithm::RsaPkcs1Sha384,
-        "RS512" => Algorithm::RsaPkcs1Sha512,
-        "PS256" => Algorithm::RsaPssSha256,
-        "PS384" => Algorithm::RsaPssSha384,
-        "PS512" => Algorithm::RsaPssSha512,
-        "ES256" => Algorithm::EcdsaSha256,
-        "ES384" => Algorithm::EcdsaSha384,
-        "ES512" => Algorithm::EcdsaSha512,
-        _ => return None, // ES256K
-    })
 }
 
 fn decoded(base64url: &str) -> Vec<u8> {

@@ -26,8 +26,9 @@ pub(super) fn pins(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
 }
 
-fn algorithm(name: &str) -> Algorithm {
-    match name {
+/// An algorithm of the contract by its name in Azure; `None` for ES256K.
+pub(super) fn algorithm(name: &str) -> Option<Algorithm> {
+    Some(match name {
         "RS256" => Algorithm::RsaPkcs1Sha256,
         "RS384" => Algorithm::RsaPkcs1Sha384,
         "RS512" => Algorithm::RsaPkcs1Sha512,
@@ -37,8 +38,8 @@ fn algorithm(name: &str) -> Algorithm {
         "ES256" => Algorithm::EcdsaSha256,
         "ES384" => Algorithm::EcdsaSha384,
         "ES512" => Algorithm::EcdsaSha512,
-        other => panic!("{other}"),
-    }
+        _ => return None,
+    })
 }
 
 fn hex(text: &Value) -> Vec<u8> {
@@ -70,7 +71,7 @@ fn the_official_client_finds_the_fake_to_be_a_vault() {
     assert_eq!(signatures.len(), 9);
     for made in signatures {
         let (algorithm, signature) =
-            (algorithm(made["algorithm"].as_str().unwrap()), hex(&made["signature"]));
+            (algorithm(made["algorithm"].as_str().unwrap()).unwrap(), hex(&made["signature"]));
         let (_, spki) = spki.iter().find(|(name, _)| made["key"] == *name).unwrap();
         let is_ec = algorithm.family() == keystead_plugin_api::algorithm::Family::Ecdsa;
         let signature = if is_ec { encode::ecdsa_signature(&signature).unwrap() } else { signature };

@@ -295,8 +295,7 @@ fn text(file: &str, pointer: &str) -> Option<String> {
 
 /// The origin of a URL with a path.
 fn origin_of(url: &str) -> String {
-    let end = url.find("://").and_then(|at| url[at + 3..].find('/').map(|slash| at + 3 + slash));
-    url[..end.unwrap_or(url.len())].to_owned()
+    url.splitn(4, '/').take(3).collect::<Vec<_>>().join("/")
 }
 
 /// The service and the account of `https://HOST/v1/projects/-/serviceAccounts/EMAIL:generateAccessToken`.
